@@ -1,0 +1,34 @@
+// The one order by which FastVID chooses: larger values first, NaN last, ties by the lower index.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "host_device.h"
+
+namespace fastvid {
+
+// A key whose integer order is the order of the values: -0 equals 0, and NaN lies below everything.
+FASTVID_HOST_DEVICE int32_t order_key(float value) {
+  if (value != value) return INT32_MIN;
+  if (value == 0.0f) return 0;
+  int32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits >= 0 ? bits : bits ^ INT32_MAX;
+}
+
+FASTVID_HOST_DEVICE int64_t order_key(double value) {
+  if (value != value) return INT64_MIN;
+  if (value == 0.0) return 0;
+  int64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits >= 0 ? bits : bits ^ INT64_MAX;
+}
+
+// Whether candidate i with key a is chosen before candidate j with key b.
+template <typename Key>
+FASTVID_HOST_DEVICE bool ranks_before(Key a, int i, Key b, int j) {
+  return a > b || (a == b && i < j);
+}
+
+}  // namespace fastvid

@@ -1,0 +1,98 @@
+// How a segment's budget of tokens is shared among its frames. A batch has fewer than 2^31 tokens, so int holds them.
+#pragma once
+
+#include "host_device.h"
+
+namespace fastvid {
+
+struct BudgetParams {
+  int tokens_per_frame;     // N
+  double retention_ratio;   // r
+  double context_ratio;     // d
+  int anchor_stride;        // p
+  bool spread_remainder;
+  bool thin;                // whether thin_threshold is given
+  float thin_threshold;
+};
+
+struct FrameBudget {
+  int salient;
+  int context;
+};
+
+FASTVID_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// R = max(1, int(N * r)): tokens that a frame may keep.
+FASTVID_HOST_DEVICE int frame_budget(const BudgetParams& params) {
+  const int budget = static_cast<int>(params.tokens_per_frame * params.retention_ratio);
+  return budget > 1 ? budget : 1;
+}
+
+// Part i when total is spread over parts that differ by at most one, the larger first.
+FASTVID_HOST_DEVICE int spread(int total, int parts, int i) { return total / parts + (i < total % parts ? 1 : 0); }
+
+// The largest stride up to anchor_stride with which no anchor frame needs more than most_centers centres.
+FASTVID_HOST_DEVICE int effective_stride(int length, int centers, int most_centers, int anchor_stride) {
+  for (int stride = anchor_stride < length ? anchor_stride : length; stride > 1; --stride) {
+    if (ceil_div(centers, ceil_div(length, stride)) <= most_centers) return stride;
+  }
+  return 1;
+}
+
+// The budget of one segment: `holders` frames share it, every stride-th of them, from the last, is an anchor frame.
+// Without thinning all frames of the segment are holders; with it, the last frame of every run of similar frames.
+class SegmentPlan {
+ public:
+  FASTVID_HOST_DEVICE SegmentPlan(const BudgetParams& params, int length, int holders)
+      : tokens_(params.tokens_per_frame), holders_(holders) {
+    const int budget = frame_budget(params);
+    keeps_all_ = budget == tokens_;
+    const int total = budget * length;
+    most_centers_ = tokens_;
+    stride_ = params.anchor_stride;
+    if (params.thin) {
+      context_ = static_cast<int>(total * params.context_ratio);
+      if (context_ < 1) context_ = 1;
+      salient_ = total - context_;
+      if (length > 1) most_centers_ = tokens_ / 2;
+    } else {
+      context_ = params.spread_remainder ? static_cast<int>(total * params.context_ratio)
+                                         : static_cast<int>(budget * params.context_ratio) * length;
+      salient_ = total - context_;
+      const int room = tokens_ - ceil_div(salient_, length);
+      stride_ = effective_stride(length, context_, room, params.anchor_stride);
+    }
+    anchors_ = ceil_div(holders_, stride_);
+    if (!params.thin && !params.spread_remainder) context_ -= context_ % anchors_;
+  }
+
+  // Budget of holder i, counted from the segment's start.
+  FASTVID_HOST_DEVICE FrameBudget share(int i) const {
+    if (keeps_all_) return {tokens_, 0};
+    FrameBudget frame{spread(salient_, holders_, i), 0};
+    const int from_end = holders_ - 1 - i;
+    if (from_end % stride_ == 0) {
+      const int share = spread(context_, anchors_, from_end / stride_);
+      frame.context = share < most_centers_ ? share : most_centers_;
+    }
+    if (frame.salient > tokens_ - frame.context) frame.salient = tokens_ - frame.context;
+    return frame;
+  }
+
+  // Budget of a frame that thinning leaves without one.
+  FASTVID_HOST_DEVICE FrameBudget thinned_share() const { return {keeps_all_ ? tokens_ : 0, 0}; }
+
+ private:
+  int tokens_, holders_, stride_, anchors_, most_centers_, salient_, context_;
+  bool keeps_all_;
+};
+
+// No segment of `frames` frames has more anchor frames than this.
+FASTVID_HOST_DEVICE int max_anchors(const BudgetParams& params, int frames) {
+  const int budget = frame_budget(params);
+  const bool full_stride =
+      params.thin || budget * params.context_ratio * params.anchor_stride + 1 <= params.tokens_per_frame - budget;
+  return full_stride ? ceil_div(frames, params.anchor_stride) : frames;
+}
+
+}  // namespace fastvid

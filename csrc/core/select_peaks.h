@@ -1,0 +1,18 @@
+// Which tokens are density peaks.
+#pragma once
+
+#include <cmath>
+
+#include "host_device.h"
+
+namespace fastvid {
+
+// Whether token j is denser than token i; equal densities go by the lower index, so that the order is total.
+FASTVID_HOST_DEVICE bool denser(float density_j, int j, float density_i, int i) {
+  return density_j > density_i || (density_j == density_i && j < i);
+}
+
+// gamma = rho * delta, delta given squared.
+FASTVID_HOST_DEVICE float peak_score(float density, float squared_delta) { return density * sqrtf(squared_delta); }
+
+}  // namespace fastvid

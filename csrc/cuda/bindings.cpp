@@ -1,0 +1,554 @@
+// torch.ops.fastvid on CUDA: checks, memory, and the order of the kernels.
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "core/plan.h"
+#include "cuda/launch.h"
+#include "cuda/pipeline.h"
+#include "cuda/workspace.h"
+
+namespace fastvid {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr int64_t kMaxTokensPerFrame = 4096;
+constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() / 2;
+
+void check_cuda(cudaError_t status, const char* op) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // clears it, so that the next call starts clean
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    STD_TORCH_CHECK(false, "fastvid::", op, ": this build holds kernels for ", FASTVID_ARCHITECTURES,
+                    "; the device is sm_", major, minor, ". Build with FASTVID_CUDA_ARCHITECTURES=", major, minor);
+  }
+  STD_TORCH_CHECK(false, "fastvid::", op, ": CUDA error: ", cudaGetErrorString(status));
+}
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  const std::vector<int64_t> shape(sizes);
+  return torch::stable::empty(shape, dtype, std::nullopt, like.device());
+}
+
+// Device memory that lives as long as the call; the caching allocator hands it on in stream order.
+Tensor allocate(const Tensor& like, size_t bytes) {
+  return empty_like(like, {static_cast<int64_t>(std::max<size_t>(bytes, 1))}, ScalarType::Byte);
+}
+
+FloatKind kind_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return FloatKind::kFloat16;
+    case ScalarType::BFloat16:
+      return FloatKind::kBFloat16;
+    case ScalarType::Double:
+      return FloatKind::kFloat64;
+    default:
+      return FloatKind::kFloat32;
+  }
+}
+
+AnyFloats any_floats(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), static_cast<int>(tensor.size(1)),
+          kind_of(tensor)};
+}
+
+// Calls run(T{}) with the element type of the tokens.
+template <typename Run>
+auto by_dtype(const Tensor& tokens, Run&& run) {
+  switch (tokens.scalar_type()) {
+    case ScalarType::BFloat16:
+      return run(__nv_bfloat16{});
+    case ScalarType::Half:
+      return run(__half{});
+    case ScalarType::Float:
+      return run(float{});
+    default:
+      STD_TORCH_CHECK(false, "tokens: got dtype ", torch::headeronly::toString(tokens.scalar_type()),
+                      " on CUDA, want bfloat16, float16 or float32");
+  }
+  return run(float{});
+}
+
+void check_limits(const Tensor& tokens) {
+  STD_TORCH_CHECK(tokens.size(1) <= kMaxTokensPerFrame, "tokens: got N = ", tokens.size(1),
+                  " tokens a frame on CUDA, want at most ", kMaxTokensPerFrame);
+  STD_TORCH_CHECK(tokens.size(0) <= kMaxRows / tokens.size(1), "tokens: got ", tokens.size(0), " x ", tokens.size(1),
+                  " tokens on CUDA, want at most ", kMaxRows);
+  STD_TORCH_CHECK(tokens.size(2) <= kMaxRows / 8, "tokens: got D = ", tokens.size(2), " on CUDA, want at most ",
+                  kMaxRows / 8);
+}
+
+int clamped(int64_t value) { return static_cast<int>(std::min<int64_t>(value, std::numeric_limits<int>::max())); }
+
+// The tokens as the kernels want them: whole, aligned 16-byte vectors. Others are packed into the workspace first.
+template <typename T>
+struct TokenInput {
+  explicit TokenInput(const Tensor& tensor) : source(static_cast<const T*>(tensor.const_data_ptr())) {
+    constexpr int kSize = kVectorBytes / sizeof(T);
+    frame_stride = tensor.stride(0);
+    token_stride = tensor.stride(1);
+    channel_stride = tensor.stride(2);
+    channels = static_cast<int>(tensor.size(2));
+    view.frames = static_cast<int>(tensor.size(0));
+    view.per_frame = static_cast<int>(tensor.size(1));
+    view.channels = ceil_div(channels, kSize) * kSize;
+    is_packed = (channel_stride == 1 || channels == 1) && channels == view.channels && frame_stride % kSize == 0 &&
+                token_stride % kSize == 0 && reinterpret_cast<uintptr_t>(source) % kVectorBytes == 0;
+  }
+  void take(Workspace& workspace) {
+    if (is_packed) {
+      view.data = source;
+      view.frame_stride = frame_stride;
+      view.token_stride = token_stride;
+    } else {
+      view.data = workspace.take<T>(rows() * view.channels);
+      view.frame_stride = static_cast<int64_t>(view.per_frame) * view.channels;
+      view.token_stride = view.channels;
+    }
+  }
+  cudaError_t fill(cudaStream_t stream) const {
+    if (is_packed) return cudaSuccess;
+    return launch_pack(source, frame_stride, token_stride, channel_stride, channels, view, stream);
+  }
+  int64_t rows() const { return static_cast<int64_t>(view.frames) * view.per_frame; }
+
+  const T* source;
+  int64_t frame_stride, token_stride, channel_stride;
+  int channels;  // D
+  bool is_packed;
+  Tokens<T> view{};
+};
+
+// Boundaries on the device are read where they are; those on the host are copied by value.
+struct VideoInput {
+  VideoInput(const MaybeTensor& cu_frames, int64_t frames) {
+    if (!cu_frames || frames == 0) return;
+    videos.count = static_cast<int>(cu_frames->size(0)) - 1;
+    videos.wide = cu_frames->scalar_type() == ScalarType::Long;
+    if (!cu_frames->is_cpu()) {
+      STD_TORCH_CHECK(cu_frames->is_contiguous(), "cu_frames: got a strided tensor, want a contiguous one");
+      videos.cu_frames = cu_frames->const_data_ptr();
+      return;
+    }
+    host.resize(videos.count + 1);
+    if (videos.wide) {
+      std::copy_n(static_cast<const int64_t*>(cu_frames->const_data_ptr()), host.size(), host.begin());
+    } else {
+      std::copy_n(static_cast<const int32_t*>(cu_frames->const_data_ptr()), host.size(), host.begin());
+    }
+    videos.wide = false;
+  }
+  void take(Workspace& workspace) {
+    if (!host.empty()) videos.cu_frames = workspace.take<int32_t>(host.size());
+  }
+  cudaError_t fill(cudaStream_t stream) const {
+    if (host.empty()) return cudaSuccess;
+    return launch_store_cu_frames(host.data(), static_cast<int>(host.size()),
+                                  static_cast<int32_t*>(const_cast<void*>(videos.cu_frames)), stream);
+  }
+
+  Videos videos;
+  std::vector<int32_t> host;
+};
+
+FramePlan take_plan(Workspace& workspace, int frames, int max_items) {
+  FramePlan plan{};
+  plan.segment_begin = workspace.take<int>(frames);
+  plan.segment_end = workspace.take<int>(frames);
+  plan.num_salient = workspace.take<int>(frames);
+  plan.num_context = workspace.take<int>(frames);
+  plan.row_offset = workspace.take<int>(frames + 1);
+  plan.center_offset = workspace.take<int>(frames + 1);
+  plan.anchor_offset = workspace.take<int>(frames + 1);
+  plan.anchors = workspace.take<int>(frames);
+  plan.items = workspace.take<MergeItem>(max_items);
+  plan.num_items = workspace.take<int>(1);
+  return plan;
+}
+
+// Items of a plan at most: a rest in every segment and every further group of anchor frames, and the full ones.
+int max_merge_items(int64_t frames, int64_t centers) {
+  return static_cast<int>(frames + frames / kMergeAnchors + centers / kMergeCenters + 1);
+}
+
+BudgetParams budget_params(int64_t tokens_per_frame, double retention_ratio, double context_ratio,
+                           int64_t anchor_stride, std::optional<double> thin_threshold, bool spread_remainder) {
+  BudgetParams params{};
+  params.tokens_per_frame = clamped(tokens_per_frame);
+  params.retention_ratio = retention_ratio;
+  params.context_ratio = context_ratio;
+  params.anchor_stride = clamped(anchor_stride);
+  params.spread_remainder = spread_remainder;
+  params.thin = thin_threshold.has_value();
+  params.thin_threshold = static_cast<float>(thin_threshold.value_or(0.0));
+  return params;
+}
+
+struct PruneParams {
+  BudgetParams budget;
+  int min_segments;
+  float segment_threshold;
+  float merge_floor;
+  int num_neighbors;
+  bool merge_centers;
+};
+
+// The pipeline behind prune and prune_padded. Writes the capacity's rows; `kept` points at their number on the device,
+// valid while the workspace lives.
+template <typename T>
+cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeTensor& frame_features,
+                      const MaybeTensor& cu_frames, const PruneParams& params, const Output<T>& output,
+                      Tensor& workspace_tensor, const int*& kept) {
+  TokenInput<T> input(tokens);
+  VideoInput videos(cu_frames, tokens.size(0));
+  const int frames = input.view.frames, n = input.view.per_frame;
+  const int64_t rows = input.rows();
+  const int max_items = max_merge_items(frames, output.capacity);
+  const int anchors = std::min(max_anchors(params.budget, frames), kMergeAnchors);
+  const int passes = ceil_div(max_anchors(params.budget, frames), kMergeAnchors);
+  const int features_stride = input.view.channels;
+  size_t peaks_bytes;
+  FASTVID_RETURN_IF_FAILED(density_peaks_workspace<T>(frames, n, peaks_bytes));
+
+  FramePlan plan;
+  Centers centers{};
+  Assignments assignments{};
+  uint16_t* rank;
+  float *features, *similarity;
+  uint8_t* cuts;
+  void* peaks_workspace;
+  const auto lay_out = [&](Workspace workspace) {
+    input.take(workspace);
+    videos.take(workspace);
+    plan = take_plan(workspace, frames, max_items);
+    features = workspace.take<float>(frame_features ? 0 : static_cast<int64_t>(frames) * features_stride);
+    similarity = workspace.take<float>(frames);
+    cuts = workspace.take<uint8_t>(frames);
+    rank = workspace.take<uint16_t>(rows);
+    centers.rows = workspace.take<int>(output.capacity);
+    centers.output_rows = workspace.take<int>(output.capacity);
+    centers.counts = workspace.take<unsigned long long>(output.capacity);
+    centers.flags = workspace.take<uint8_t>(rows);
+    assignments.pitch = assignment_pitch(rows);
+    assignments.table = workspace.take<uint16_t>(assignments.pitch * anchors);
+    peaks_workspace = workspace.take<char>(peaks_bytes);
+    return workspace.bytes();
+  };
+  workspace_tensor = allocate(tokens, lay_out(Workspace()));
+  lay_out(Workspace(workspace_tensor.mutable_data_ptr()));
+  kept = plan.row_offset + frames;
+
+  const cudaStream_t stream = current_stream(tokens);
+  FASTVID_RETURN_IF_FAILED(input.fill(stream));
+  FASTVID_RETURN_IF_FAILED(videos.fill(stream));
+  AnyFloats features_view{features, features_stride, 1, features_stride, FloatKind::kFloat32};
+  if (frame_features) {
+    features_view = any_floats(*frame_features);
+  } else {
+    FASTVID_RETURN_IF_FAILED(launch_mean_features(input.view, features, features_stride, stream));
+  }
+  FASTVID_RETURN_IF_FAILED(launch_rank_saliency(any_floats(saliency), frames, rank, centers.flags, stream));
+  FASTVID_RETURN_IF_FAILED(launch_similarity(features_view, frames, videos.videos, similarity, stream));
+  FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, videos.videos, params.segment_threshold,
+                                                   params.min_segments, params.budget, plan, cuts, centers,
+                                                   output.capacity, stream));
+  const Candidates candidates{nullptr, rank, plan.num_salient, n};
+  DensityPeaks<T> peaks{};
+  peaks.tokens = input.view;
+  peaks.inverse_channels = 1.0f / input.channels;
+  peaks.candidates = candidates;
+  peaks.num_neighbors = params.num_neighbors;
+  peaks.plan_or_null = &plan;
+  peaks.centers = centers;
+  FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
+  for (int pass = 0; pass < passes; ++pass) {
+    FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, params.merge_centers,
+                                           pass, stream));
+    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, candidates, assignments, output,
+                                          params.merge_floor, pass, max_items, stream));
+  }
+  return cudaSuccess;
+}
+
+using PruneResult = std::tuple<Tensor, Tensor, Tensor>;
+
+// Rows of the result are cut to those kept where `padded` is false, which reads their number back unless shapes tell.
+PruneResult prune_on_cuda(const char* op, bool padded, const Tensor& tokens, const Tensor& saliency,
+                          const MaybeTensor& frame_features, const MaybeTensor& cu_frames, const PruneParams& params) {
+  check_limits(tokens);
+  const DeviceGuard guard(tokens.get_device_index());
+  const int64_t frames = tokens.size(0), channels = tokens.size(2);
+  const int64_t capacity = frames * frame_budget(params.budget);
+  Tensor rows = empty_like(tokens, {capacity, channels}, tokens.scalar_type());
+  Tensor indices = empty_like(tokens, {capacity}, ScalarType::Long);
+  Tensor frame_counts = empty_like(tokens, {frames}, ScalarType::Int);
+  if (frames == 0) return {rows, indices, frame_counts};
+
+  Tensor workspace;
+  const int* kept = nullptr;
+  by_dtype(tokens, [&](auto element) {
+    using T = decltype(element);
+    const Output<T> output{static_cast<T*>(rows.mutable_data_ptr()), static_cast<int>(channels),
+                           static_cast<int64_t*>(indices.mutable_data_ptr()),
+                           static_cast<int*>(frame_counts.mutable_data_ptr()), static_cast<int>(capacity)};
+    check_cuda(run_prune<T>(tokens, saliency, frame_features, cu_frames, params, output, workspace, kept), op);
+  });
+  const bool exact = params.budget.spread_remainder && !params.budget.thin;
+  if (!padded && !exact) {
+    int count = 0;
+    const cudaStream_t stream = current_stream(tokens);
+    check_cuda(cudaMemcpyAsync(&count, kept, sizeof count, cudaMemcpyDeviceToHost, stream), op);
+    check_cuda(cudaStreamSynchronize(stream), op);
+    rows = torch::stable::narrow(rows, 0, 0, count);
+    indices = torch::stable::narrow(indices, 0, 0, count);
+  }
+  return {rows, indices, frame_counts};
+}
+
+template <bool kPadded>
+PruneResult prune(const Tensor& tokens, const Tensor& saliency, const MaybeTensor& frame_features,
+                  const MaybeTensor& cu_frames, double retention_ratio, int64_t min_segments, double segment_threshold,
+                  double context_ratio, int64_t anchor_stride, double merge_floor, int64_t num_neighbors,
+                  std::optional<double> thin_threshold, bool spread_remainder, bool merge_centers) {
+  check_prune(tokens, saliency, frame_features, cu_frames, retention_ratio, min_segments, segment_threshold,
+              context_ratio, anchor_stride, merge_floor, num_neighbors, thin_threshold, spread_remainder,
+              merge_centers);
+  const PruneParams params{budget_params(tokens.size(1), retention_ratio, context_ratio, anchor_stride, thin_threshold,
+                                         spread_remainder),
+                           clamped(min_segments), static_cast<float>(segment_threshold),
+                           static_cast<float>(merge_floor), clamped(num_neighbors), merge_centers};
+  return prune_on_cuda(kPadded ? "prune_padded" : "prune", kPadded, tokens, saliency, frame_features, cu_frames,
+                       params);
+}
+
+std::tuple<Tensor, Tensor> segment(const Tensor& frame_features, const MaybeTensor& cu_frames, int64_t min_segments,
+                                   double threshold) {
+  check_segment(frame_features, cu_frames, min_segments, threshold);
+  STD_TORCH_CHECK(frame_features.scalar_type() != ScalarType::Double,
+                  "frame_features: got dtype float64 on CUDA, want bfloat16, float16 or float32");
+  STD_TORCH_CHECK(frame_features.size(0) <= kMaxRows, "frame_features: got ", frame_features.size(0),
+                  " frames on CUDA, want at most ", kMaxRows);
+  const DeviceGuard guard(frame_features.get_device_index());
+  const int frames = static_cast<int>(frame_features.size(0));
+  Tensor segment_ids = empty_like(frame_features, {frames}, ScalarType::Int);
+  Tensor similarity = empty_like(frame_features, {frames}, ScalarType::Float);
+  if (frames == 0) return {segment_ids, similarity};
+
+  VideoInput videos(cu_frames, frames);
+  uint8_t* cuts;
+  const auto lay_out = [&](Workspace workspace) {
+    videos.take(workspace);
+    cuts = workspace.take<uint8_t>(frames);
+    return workspace.bytes();
+  };
+  const Tensor workspace = allocate(frame_features, lay_out(Workspace()));
+  lay_out(Workspace(workspace.mutable_data_ptr()));
+  const cudaStream_t stream = current_stream(frame_features);
+  float* const similarities = static_cast<float*>(similarity.mutable_data_ptr());
+  check_cuda(videos.fill(stream), "segment");
+  check_cuda(launch_similarity(any_floats(frame_features), frames, videos.videos, similarities, stream), "segment");
+  check_cuda(launch_segment(similarities, frames, videos.videos, static_cast<float>(threshold), clamped(min_segments),
+                            cuts, static_cast<int*>(segment_ids.mutable_data_ptr()), stream),
+             "segment");
+  return {segment_ids, similarity};
+}
+
+std::tuple<Tensor, Tensor> plan(const Tensor& segment_ids, const Tensor& similarity, int64_t tokens_per_frame,
+                                double retention_ratio, double context_ratio, int64_t anchor_stride,
+                                std::optional<double> thin_threshold, bool spread_remainder) {
+  check_plan(segment_ids, similarity, tokens_per_frame, retention_ratio, context_ratio, anchor_stride, thin_threshold,
+             spread_remainder);
+  STD_TORCH_CHECK(segment_ids.size(0) <= kMaxRows / tokens_per_frame, "tokens_per_frame: got ", tokens_per_frame,
+                  " for ", segment_ids.size(0), " frames, want at most ", kMaxRows, " tokens");
+  const DeviceGuard guard(segment_ids.get_device_index());
+  const int frames = static_cast<int>(segment_ids.size(0));
+  Tensor num_salient = empty_like(segment_ids, {frames}, ScalarType::Int);
+  Tensor num_context = empty_like(segment_ids, {frames}, ScalarType::Int);
+  if (frames == 0) return {num_salient, num_context};
+
+  const BudgetParams params = budget_params(tokens_per_frame, retention_ratio, context_ratio, anchor_stride,
+                                            thin_threshold, spread_remainder);
+  const int max_items = max_merge_items(frames, static_cast<int64_t>(frames) * frame_budget(params));
+  const Tensor ids = torch::stable::contiguous(segment_ids), similarities = torch::stable::contiguous(similarity);
+  FramePlan plan;
+  uint8_t* cuts;
+  const auto lay_out = [&](Workspace workspace) {
+    plan = take_plan(workspace, frames, max_items);
+    cuts = workspace.take<uint8_t>(frames);
+    return workspace.bytes();
+  };
+  const Tensor workspace = allocate(segment_ids, lay_out(Workspace()));
+  lay_out(Workspace(workspace.mutable_data_ptr()));
+  plan.num_salient = static_cast<int*>(num_salient.mutable_data_ptr());
+  plan.num_context = static_cast<int*>(num_context.mutable_data_ptr());
+  check_cuda(launch_plan(static_cast<const int*>(ids.const_data_ptr()),
+                         static_cast<const float*>(similarities.const_data_ptr()), frames, params, plan, cuts,
+                         current_stream(segment_ids)),
+             "plan");
+  return {num_salient, num_context};
+}
+
+// What knn_density and select_peaks share: the kernel over all frames, with what the op adds to `peaks`.
+template <typename Configure>
+void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask, Configure&& configure) {
+  const MaybeTensor dense_mask = mask ? MaybeTensor(torch::stable::contiguous(*mask)) : std::nullopt;
+  by_dtype(tokens, [&](auto element) {
+    using T = decltype(element);
+    TokenInput<T> input(tokens);
+    size_t peaks_bytes;
+    check_cuda(density_peaks_workspace<T>(input.view.frames, input.view.per_frame, peaks_bytes), op);
+    void* peaks_workspace;
+    const auto lay_out = [&](Workspace workspace) {
+      input.take(workspace);
+      peaks_workspace = workspace.take<char>(peaks_bytes);
+      return workspace.bytes();
+    };
+    const Tensor workspace = allocate(tokens, lay_out(Workspace()));
+    lay_out(Workspace(workspace.mutable_data_ptr()));
+    const cudaStream_t stream = current_stream(tokens);
+    check_cuda(input.fill(stream), op);
+    DensityPeaks<T> peaks{};
+    peaks.tokens = input.view;
+    peaks.inverse_channels = 1.0f / input.channels;
+    peaks.candidates.mask = dense_mask ? static_cast<const uint8_t*>(dense_mask->const_data_ptr()) : nullptr;
+    peaks.candidates.per_frame = input.view.per_frame;
+    configure(peaks);
+    check_cuda(launch_density_peaks(peaks, peaks_workspace, stream), op);
+  });
+}
+
+Tensor knn_density(const Tensor& tokens, const MaybeTensor& mask, int64_t num_neighbors) {
+  check_knn_density(tokens, mask, num_neighbors);
+  check_limits(tokens);
+  const DeviceGuard guard(tokens.get_device_index());
+  Tensor density = empty_like(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
+  if (tokens.size(0) == 0) return density;
+  density_peaks("knn_density", tokens, mask, [&](auto& peaks) {
+    peaks.num_neighbors = clamped(num_neighbors);
+    peaks.density = static_cast<float*>(density.mutable_data_ptr());
+  });
+  return density;
+}
+
+std::tuple<Tensor, Tensor> select_peaks(const Tensor& tokens, const Tensor& density, int64_t num_peaks,
+                                        const MaybeTensor& mask) {
+  check_select_peaks(tokens, density, num_peaks, mask);
+  check_limits(tokens);
+  const DeviceGuard guard(tokens.get_device_index());
+  Tensor centers = empty_like(tokens, {tokens.size(0), num_peaks}, ScalarType::Long);
+  Tensor score = empty_like(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
+  if (tokens.size(0) == 0) return {centers, score};
+  const Tensor given = torch::stable::contiguous(density);
+  density_peaks("select_peaks", tokens, mask, [&](auto& peaks) {
+    peaks.given_density = static_cast<const float*>(given.const_data_ptr());
+    peaks.score = static_cast<float*>(score.mutable_data_ptr());
+    peaks.num_peaks = static_cast<int>(num_peaks);
+    peaks.peaks = static_cast<int64_t*>(centers.mutable_data_ptr());
+  });
+  return {centers, score};
+}
+
+template <typename T>
+cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens, const MaybeTensor& mask,
+                              float merge_floor, bool merge_centers, T* merged, int64_t* assignment, int64_t* counts) {
+  TokenInput<T> input(tokens);
+  const int frames = input.view.frames, n = input.view.per_frame;
+  const int per_frame = static_cast<int>(center_tokens.size(1));
+  const int64_t num_centers = static_cast<int64_t>(frames) * per_frame, rows = input.rows();
+  const int max_items = frames * ceil_div(per_frame, kMergeCenters);
+  FramePlan plan;
+  Centers centers{};
+  Assignments assignments{};
+  const auto lay_out = [&](Workspace workspace) {
+    input.take(workspace);
+    plan = take_plan(workspace, frames, max_items);
+    centers.rows = workspace.take<int>(num_centers);
+    assignments.pitch = assignment_pitch(rows);
+    assignments.table = workspace.take<uint16_t>(assignments.pitch);
+    return workspace.bytes();
+  };
+  const Tensor workspace = allocate(tokens, lay_out(Workspace()));
+  lay_out(Workspace(workspace.mutable_data_ptr()));
+  static_assert(sizeof(unsigned long long) == sizeof(int64_t));
+  centers.counts = reinterpret_cast<unsigned long long*>(counts);
+  assignments.assignment = assignment;
+
+  const cudaStream_t stream = current_stream(tokens);
+  Candidates candidates{};
+  candidates.mask = mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr;
+  candidates.per_frame = n;
+  FASTVID_RETURN_IF_FAILED(input.fill(stream));
+  FASTVID_RETURN_IF_FAILED(launch_scatter_merge_plan(static_cast<const int64_t*>(center_tokens.const_data_ptr()),
+                                                     frames, n, per_frame, plan, centers, stream));
+  FASTVID_RETURN_IF_FAILED(
+      launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
+  const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
+  return launch_merge(input.view, plan, centers, candidates, assignments, output, merge_floor, 0, max_items, stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor> scatter_merge(const Tensor& tokens, const Tensor& centers, const MaybeTensor& mask,
+                                                 double merge_floor, bool merge_centers) {
+  check_scatter_merge(tokens, centers, mask, merge_floor, merge_centers);
+  check_limits(tokens);
+  const DeviceGuard guard(tokens.get_device_index());
+  const int64_t frames = tokens.size(0), n = tokens.size(1), per_frame = centers.size(1);
+  Tensor merged = empty_like(tokens, {frames, per_frame, tokens.size(2)}, tokens.scalar_type());
+  Tensor assignment = empty_like(tokens, {frames, n}, ScalarType::Long);
+  Tensor counts = empty_like(tokens, {frames, per_frame}, ScalarType::Long);
+  if (frames == 0) return {merged, assignment, counts};
+  if (per_frame == 0) {  // nothing to merge into: -1 everywhere
+    check_cuda(cudaMemsetAsync(assignment.mutable_data_ptr(), 0xff, frames * n * sizeof(int64_t),
+                               current_stream(tokens)),
+               "scatter_merge");
+    return {merged, assignment, counts};
+  }
+  const Tensor center_tokens = torch::stable::contiguous(centers);
+  const MaybeTensor dense_mask = mask ? MaybeTensor(torch::stable::contiguous(*mask)) : std::nullopt;
+  by_dtype(tokens, [&](auto element) {
+    using T = decltype(element);
+    check_cuda(run_scatter_merge<T>(tokens, center_tokens, dense_mask, static_cast<float>(merge_floor), merge_centers,
+                                    static_cast<T*>(merged.mutable_data_ptr()),
+                                    static_cast<int64_t*>(assignment.mutable_data_ptr()),
+                                    static_cast<int64_t*>(counts.mutable_data_ptr())),
+               "scatter_merge");
+  });
+  return {merged, assignment, counts};
+}
+
+}  // namespace
+}  // namespace fastvid
+
+STABLE_TORCH_LIBRARY_IMPL(fastvid, CUDA, m) {
+  m.impl("prune", TORCH_BOX(&fastvid::prune<false>));
+  m.impl("prune_padded", TORCH_BOX(&fastvid::prune<true>));
+  m.impl("segment", TORCH_BOX(&fastvid::segment));
+  m.impl("plan", TORCH_BOX(&fastvid::plan));
+  m.impl("knn_density", TORCH_BOX(&fastvid::knn_density));
+  m.impl("select_peaks", TORCH_BOX(&fastvid::select_peaks));
+  m.impl("scatter_merge", TORCH_BOX(&fastvid::scatter_merge));
+}

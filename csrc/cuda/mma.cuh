@@ -1,0 +1,103 @@
+// Tensor-core products of tiles in shared memory: 128-byte rows, 16-byte chunks swizzled against bank conflicts.
+#pragma once
+
+#include "tokens.cuh"
+
+namespace fastvid {
+
+constexpr int kTileRowBytes = 128;
+constexpr int kStepBytes = 32;  // depth of one mma in bytes of either operand: 16 channels, 8 of float32
+
+// Byte offset of a 16-byte chunk (0 to 7) of a tile row.
+__device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
+  return row * kTileRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts a copy of 16 bytes to shared memory; fills with zeros instead where `present` is false.
+__device__ __forceinline__ void copy_async(uint32_t shared, const void* global, bool present) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(present ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` (0 to 6) of the committed groups are under way.
+__device__ __forceinline__ void wait_copies(int pending) {
+  switch (pending) {
+    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+    case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 6;" ::: "memory"); break;
+  }
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// The left operand: 16 rows from row0, 32 bytes from chunk0.
+__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t tile, int row0, int chunk0) {
+  const int lane = threadIdx.x % kWarp;
+  load_matrices(a, tile + tile_offset(row0 + lane % 16, chunk0 + lane / 16));
+}
+// The right operand, 16 rows from row0 that become columns: {b[0], b[1]} the first eight, {b[2], b[3]} the others.
+__device__ __forceinline__ void load_columns(uint32_t (&b)[4], uint32_t tile, int row0, int chunk0) {
+  const int lane = threadIdx.x % kWarp;
+  load_matrices(b, tile + tile_offset(row0 + lane % 8 + lane / 16 * 8, chunk0 + lane / 8 % 2));
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                         __nv_bfloat16) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t round_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+__device__ __forceinline__ void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// float32 as a sum of two tf32 values: three products keep 22 bits of each operand.
+__device__ __forceinline__ void split_tf32(uint32_t bits, uint32_t& high, uint32_t& low) {
+  const float x = __uint_as_float(bits);
+  high = round_tf32(x);
+  low = round_tf32(x - __uint_as_float(high));
+}
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float) {
+  uint32_t a_high[4], a_low[4], b0_high, b0_low, b1_high, b1_low;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) split_tf32(a[i], a_high[i], a_low[i]);
+  split_tf32(b0, b0_high, b0_low);
+  split_tf32(b1, b1_high, b1_low);
+  multiply_tf32(c, a_low, b0_high, b1_high);
+  multiply_tf32(c, a_high, b0_low, b1_low);
+  multiply_tf32(c, a_high, b0_high, b1_high);
+}
+
+}  // namespace fastvid

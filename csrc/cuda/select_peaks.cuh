@@ -1,0 +1,41 @@
+// Density peaks of a frame: score of a token, and the choice of the best.
+#pragma once
+
+#include "block.cuh"
+#include "core/order.h"
+#include "core/select_peaks.h"
+#include "knn_density.cuh"
+
+namespace fastvid {
+
+// Key of a token that takes part: above that of all that don't, even where the score is NaN.
+__device__ __forceinline__ int score_key(float score) { return max(order_key(score), INT32_MIN + 1); }
+
+// gamma of token i from its row of squared distances, by a warp; farthest is the largest of the frame.
+__device__ __forceinline__ float score_of(int i, const float* row, int n, const FrameState& state, float farthest) {
+  const float mine = state.density[i];
+  float nearest = farthest;
+  for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
+    if (denser(state.density[j], j, mine, i)) nearest = fminf(nearest, row[j]);
+  }
+  return peak_score(mine, warp_min(nearest));
+}
+
+// Calls visit(token, chosen) by one thread a token, whether it is among the `count` best of those that take part.
+// Every thread of the block takes part in the calls, with token >= n past the last one.
+template <typename Visit>
+__device__ __forceinline__ void for_each_choice(int n, int count, const FrameState& state, Visit&& visit) {
+  for (int base = 0; base < n; base += blockDim.x) {
+    const int token = base + threadIdx.x;
+    bool chosen = token < n && state.takes_part(token) && count > 0;
+    if (chosen) {
+      const int key = state.keys[token];
+      int better = 0;
+      for (int j = 0; j < n; ++j) better += ranks_before(state.keys[j], j, key, token);
+      chosen = better < count;
+    }
+    visit(token, chosen);
+  }
+}
+
+}  // namespace fastvid

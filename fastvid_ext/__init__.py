@@ -1,0 +1,11 @@
+"""FastVID as CUDA kernels: prune the tokens of a video before they reach the language model.
+
+``torch.ops.fastvid.prune`` and its stages are there once this package is imported. See README.md.
+"""
+
+from . import _library
+from ._version import __version__
+from .api import PruneResult, prune
+from .config import PruneConfig, retained_count
+
+__all__ = ["PruneConfig", "PruneResult", "__version__", "prune", "retained_count"]
