@@ -10,6 +10,9 @@ namespace fastvid {
 
 constexpr float kNormFloor = 1e-12f;
 
+// 1 / ||x|| from a squared norm, finite also for zero.
+FASTVID_HOST_DEVICE float inverse_norm(float squared) { return 1.0f / fmaxf(sqrtf(squared), kNormFloor); }
+
 // Cosine from a dot product and two squared norms.
 FASTVID_HOST_DEVICE float cosine(float dot, float squared_a, float squared_b) {
   return dot / (fmaxf(sqrtf(squared_a), kNormFloor) * fmaxf(sqrtf(squared_b), kNormFloor));

@@ -105,40 +105,39 @@ void check_limits(const Tensor& tokens) {
 
 int clamped(int64_t value) { return static_cast<int>(std::min<int64_t>(value, std::numeric_limits<int>::max())); }
 
-// The tokens as the kernels want them: whole, aligned 16-byte vectors. Others are packed into the workspace first.
+// The tokens as the kernels want them: whole, aligned 16-byte vectors, rows at one stride. Others are packed into the
+// workspace first.
 template <typename T>
 struct TokenInput {
   explicit TokenInput(const Tensor& tensor) : source(static_cast<const T*>(tensor.const_data_ptr())) {
     constexpr int kSize = kVectorBytes / sizeof(T);
-    frame_stride = tensor.stride(0);
-    token_stride = tensor.stride(1);
-    channel_stride = tensor.stride(2);
+    for (int i = 0; i < 3; ++i) strides[i] = tensor.stride(i);
     channels = static_cast<int>(tensor.size(2));
     view.frames = static_cast<int>(tensor.size(0));
     view.per_frame = static_cast<int>(tensor.size(1));
     view.channels = ceil_div(channels, kSize) * kSize;
-    is_packed = (channel_stride == 1 || channels == 1) && channels == view.channels && frame_stride % kSize == 0 &&
-                token_stride % kSize == 0 && reinterpret_cast<uintptr_t>(source) % kVectorBytes == 0;
+    // A stride over a single frame or token says nothing.
+    view.row_stride = view.per_frame > 1 ? strides[1] : strides[0];
+    const bool one_stride = view.frames == 1 || strides[0] == view.per_frame * view.row_stride;
+    is_packed = strides[2] == 1 && one_stride && channels == view.channels && view.row_stride % kSize == 0 &&
+                reinterpret_cast<uintptr_t>(source) % kVectorBytes == 0;
   }
   void take(Workspace& workspace) {
     if (is_packed) {
       view.data = source;
-      view.frame_stride = frame_stride;
-      view.token_stride = token_stride;
     } else {
       view.data = workspace.take<T>(rows() * view.channels);
-      view.frame_stride = static_cast<int64_t>(view.per_frame) * view.channels;
-      view.token_stride = view.channels;
+      view.row_stride = view.channels;
     }
   }
   cudaError_t fill(cudaStream_t stream) const {
     if (is_packed) return cudaSuccess;
-    return launch_pack(source, frame_stride, token_stride, channel_stride, channels, view, stream);
+    return launch_pack(source, strides[0], strides[1], strides[2], channels, view, stream);
   }
   int64_t rows() const { return static_cast<int64_t>(view.frames) * view.per_frame; }
 
   const T* source;
-  int64_t frame_stride, token_stride, channel_stride;
+  int64_t strides[3];
   int channels;  // D
   bool is_packed;
   Tokens<T> view{};
@@ -176,24 +175,20 @@ struct VideoInput {
   std::vector<int32_t> host;
 };
 
-FramePlan take_plan(Workspace& workspace, int frames, int max_items) {
+FramePlan take_plan(Workspace& workspace, int frames, int max_items, int passes) {
   FramePlan plan{};
-  plan.segment_begin = workspace.take<int>(frames);
-  plan.segment_end = workspace.take<int>(frames);
-  plan.num_salient = workspace.take<int>(frames);
-  plan.num_context = workspace.take<int>(frames);
-  plan.row_offset = workspace.take<int>(frames + 1);
-  plan.center_offset = workspace.take<int>(frames + 1);
-  plan.anchor_offset = workspace.take<int>(frames + 1);
+  plan.records = workspace.take<FrameRecord>(frames);
   plan.anchors = workspace.take<int>(frames);
   plan.items = workspace.take<MergeItem>(max_items);
-  plan.num_items = workspace.take<int>(1);
+  plan.totals = workspace.take<PlanTotals>(1);
+  plan.scratch = workspace.take<int>(plan_scratch(frames));
+  plan.tickets = workspace.take<int>(passes);
   return plan;
 }
 
-// Items of a plan at most: a rest in every segment and every further group of anchor frames, and the full ones.
+// Items of a plan at most. One ends a segment, where the next would take too many anchor frames, or is full.
 int max_merge_items(int64_t frames, int64_t centers) {
-  return static_cast<int>(frames + frames / kMergeAnchors + centers / kMergeCenters + 1);
+  return static_cast<int>(frames + frames / kMergeItemAnchors + centers / kMergeCenters + 1);
 }
 
 BudgetParams budget_params(int64_t tokens_per_frame, double retention_ratio, double context_ratio,
@@ -233,25 +228,23 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   const int passes = ceil_div(max_anchors(params.budget, frames), kMergeAnchors);
   const int features_stride = input.view.channels;
   size_t peaks_bytes;
-  FASTVID_RETURN_IF_FAILED(density_peaks_workspace<T>(frames, n, peaks_bytes));
+  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, peaks_bytes));
 
   FramePlan plan;
   Centers centers{};
   Assignments assignments{};
-  uint16_t* rank;
+  Ranking ranking{any_floats(saliency), nullptr, nullptr};
   float *features, *similarity;
-  uint8_t* cuts;
   void* peaks_workspace;
   const auto lay_out = [&](Workspace workspace) {
     input.take(workspace);
     videos.take(workspace);
-    plan = take_plan(workspace, frames, max_items);
-    features = workspace.take<float>(frame_features ? 0 : static_cast<int64_t>(frames) * features_stride);
+    plan = take_plan(workspace, frames, max_items, passes);
+    features = frame_features ? nullptr : workspace.take<float>(static_cast<int64_t>(frames) * features_stride);
     similarity = workspace.take<float>(frames);
-    cuts = workspace.take<uint8_t>(frames);
-    rank = workspace.take<uint16_t>(rows);
-    centers.rows = workspace.take<int>(output.capacity);
-    centers.output_rows = workspace.take<int>(output.capacity);
+    ranking.rank = workspace.take<uint16_t>(rows);
+    centers.list = workspace.take<Center>(output.capacity);
+    centers.inverse_norms = workspace.take<float>(output.capacity);
     centers.counts = workspace.take<unsigned long long>(output.capacity);
     centers.flags = workspace.take<uint8_t>(rows);
     assignments.pitch = assignment_pitch(rows);
@@ -261,36 +254,34 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   };
   workspace_tensor = allocate(tokens, lay_out(Workspace()));
   lay_out(Workspace(workspace_tensor.mutable_data_ptr()));
-  kept = plan.row_offset + frames;
+  ranking.center_flags = centers.flags;
+  kept = &plan.totals->rows;
 
   const cudaStream_t stream = current_stream(tokens);
   FASTVID_RETURN_IF_FAILED(input.fill(stream));
   FASTVID_RETURN_IF_FAILED(videos.fill(stream));
   AnyFloats features_view{features, features_stride, 1, features_stride, FloatKind::kFloat32};
-  if (frame_features) {
-    features_view = any_floats(*frame_features);
-  } else {
-    FASTVID_RETURN_IF_FAILED(launch_mean_features(input.view, features, features_stride, stream));
-  }
-  FASTVID_RETURN_IF_FAILED(launch_rank_saliency(any_floats(saliency), frames, rank, centers.flags, stream));
+  if (frame_features) features_view = any_floats(*frame_features);
+  FASTVID_RETURN_IF_FAILED(launch_frame_features(input.view, features, features_stride, ranking, stream));
   FASTVID_RETURN_IF_FAILED(launch_similarity(features_view, frames, videos.videos, similarity, stream));
-  FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, videos.videos, params.segment_threshold,
-                                                   params.min_segments, params.budget, plan, cuts, centers,
-                                                   output.capacity, stream));
-  const Candidates candidates{nullptr, rank, plan.num_salient, n};
+  const SegmentParams segments{videos.videos, params.segment_threshold, params.min_segments};
+  FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, segments, params.budget, plan, centers,
+                                                   output.capacity, passes, stream));
+  const Candidates candidates{nullptr, ranking.rank, plan.records, n};
   DensityPeaks<T> peaks{};
   peaks.tokens = input.view;
   peaks.inverse_channels = 1.0f / input.channels;
   peaks.candidates = candidates;
   peaks.num_neighbors = params.num_neighbors;
-  peaks.plan_or_null = &plan;
+  peaks.planned = true;
+  peaks.plan = plan;
   peaks.centers = centers;
   FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
-    FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, params.merge_centers,
-                                           pass, stream));
-    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, candidates, assignments, output,
-                                          params.merge_floor, pass, max_items, stream));
+    FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, output,
+                                           params.merge_centers, pass, stream));
+    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass,
+                                          max_items, stream));
   }
   return cudaSuccess;
 }
@@ -360,10 +351,10 @@ std::tuple<Tensor, Tensor> segment(const Tensor& frame_features, const MaybeTens
   if (frames == 0) return {segment_ids, similarity};
 
   VideoInput videos(cu_frames, frames);
-  uint8_t* cuts;
+  int* scratch;
   const auto lay_out = [&](Workspace workspace) {
     videos.take(workspace);
-    cuts = workspace.take<uint8_t>(frames);
+    scratch = workspace.take<int>(segment_scratch(frames));
     return workspace.bytes();
   };
   const Tensor workspace = allocate(frame_features, lay_out(Workspace()));
@@ -373,7 +364,7 @@ std::tuple<Tensor, Tensor> segment(const Tensor& frame_features, const MaybeTens
   check_cuda(videos.fill(stream), "segment");
   check_cuda(launch_similarity(any_floats(frame_features), frames, videos.videos, similarities, stream), "segment");
   check_cuda(launch_segment(similarities, frames, videos.videos, static_cast<float>(threshold), clamped(min_segments),
-                            cuts, static_cast<int*>(segment_ids.mutable_data_ptr()), stream),
+                            scratch, static_cast<int*>(segment_ids.mutable_data_ptr()), stream),
              "segment");
   return {segment_ids, similarity};
 }
@@ -396,19 +387,16 @@ std::tuple<Tensor, Tensor> plan(const Tensor& segment_ids, const Tensor& similar
   const int max_items = max_merge_items(frames, static_cast<int64_t>(frames) * frame_budget(params));
   const Tensor ids = torch::stable::contiguous(segment_ids), similarities = torch::stable::contiguous(similarity);
   FramePlan plan;
-  uint8_t* cuts;
   const auto lay_out = [&](Workspace workspace) {
-    plan = take_plan(workspace, frames, max_items);
-    cuts = workspace.take<uint8_t>(frames);
+    plan = take_plan(workspace, frames, max_items, 0);
     return workspace.bytes();
   };
   const Tensor workspace = allocate(segment_ids, lay_out(Workspace()));
   lay_out(Workspace(workspace.mutable_data_ptr()));
-  plan.num_salient = static_cast<int*>(num_salient.mutable_data_ptr());
-  plan.num_context = static_cast<int*>(num_context.mutable_data_ptr());
   check_cuda(launch_plan(static_cast<const int*>(ids.const_data_ptr()),
-                         static_cast<const float*>(similarities.const_data_ptr()), frames, params, plan, cuts,
-                         current_stream(segment_ids)),
+                         static_cast<const float*>(similarities.const_data_ptr()), frames, params, plan,
+                         static_cast<int*>(num_salient.mutable_data_ptr()),
+                         static_cast<int*>(num_context.mutable_data_ptr()), current_stream(segment_ids)),
              "plan");
   return {num_salient, num_context};
 }
@@ -421,7 +409,7 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     using T = decltype(element);
     TokenInput<T> input(tokens);
     size_t peaks_bytes;
-    check_cuda(density_peaks_workspace<T>(input.view.frames, input.view.per_frame, peaks_bytes), op);
+    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, peaks_bytes), op);
     void* peaks_workspace;
     const auto lay_out = [&](Workspace workspace) {
       input.take(workspace);
@@ -486,8 +474,10 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   Assignments assignments{};
   const auto lay_out = [&](Workspace workspace) {
     input.take(workspace);
-    plan = take_plan(workspace, frames, max_items);
-    centers.rows = workspace.take<int>(num_centers);
+    plan = take_plan(workspace, frames, max_items, 1);
+    centers.list = workspace.take<Center>(num_centers);
+    centers.inverse_norms = workspace.take<float>(num_centers);
+    centers.flags = workspace.take<uint8_t>(rows);
     assignments.pitch = assignment_pitch(rows);
     assignments.table = workspace.take<uint16_t>(assignments.pitch);
     return workspace.bytes();
@@ -503,12 +493,12 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   candidates.mask = mask ? static_cast<const uint8_t*>(mask->const_data_ptr()) : nullptr;
   candidates.per_frame = n;
   FASTVID_RETURN_IF_FAILED(input.fill(stream));
-  FASTVID_RETURN_IF_FAILED(launch_scatter_merge_plan(static_cast<const int64_t*>(center_tokens.const_data_ptr()),
-                                                     frames, n, per_frame, plan, centers, stream));
-  FASTVID_RETURN_IF_FAILED(
-      launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
+  FASTVID_RETURN_IF_FAILED(launch_scatter_merge_plan(
+      input.view, static_cast<const int64_t*>(center_tokens.const_data_ptr()), per_frame, plan, centers, stream));
   const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
-  return launch_merge(input.view, plan, centers, candidates, assignments, output, merge_floor, 0, max_items, stream);
+  FASTVID_RETURN_IF_FAILED(
+      launch_assign(input.view, plan, centers, candidates, assignments, output, merge_centers, 0, stream));
+  return launch_merge(input.view, plan, centers, assignments, output, merge_floor, 0, max_items, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor> scatter_merge(const Tensor& tokens, const Tensor& centers, const MaybeTensor& mask,

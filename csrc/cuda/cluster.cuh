@@ -1,4 +1,5 @@
-// Thread-block clusters where the device has them (sm_90 on), and clusters of one block elsewhere.
+// What sm_90 added, with what stands in for it on older devices: thread-block clusters (of one block), and the start of
+// a kernel before its predecessor has ended (never).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,6 +10,15 @@
 #endif
 
 namespace fastvid {
+
+// Waits until all that earlier kernels of the stream wrote is visible, and lets the next one start to wait in turn.
+// Every kernel calls it, also one that reads nothing: it may write what an earlier one still reads.
+__device__ __forceinline__ void wait_for_predecessor() {
+#ifdef FASTVID_CLUSTERS
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 __device__ __forceinline__ int cluster_size() {
 #ifdef FASTVID_CLUSTERS
@@ -43,6 +53,33 @@ __device__ __forceinline__ T* at_rank(T* shared, int rank) {
 #else
   return shared;
 #endif
+}
+
+constexpr int kMaxClusterSize = 8;
+
+// Sum of the same shared variable over the cluster, in the order of the ranks. All loads are under way before the first
+// is used: one from another block takes as long as one from L2.
+template <typename T>
+__device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
+#ifdef FASTVID_CLUSTERS
+  T part[kMaxClusterSize];
+#pragma unroll
+  for (int r = 0; r < kMaxClusterSize; ++r) {
+    if (r < ranks) part[r] = *at_rank(shared, r);
+  }
+  T total = part[0];
+#pragma unroll
+  for (int r = 1; r < kMaxClusterSize; ++r) {
+    if (r < ranks) total = total + part[r];
+  }
+  return total;
+#else
+  return *shared;
+#endif
+}
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
 }  // namespace fastvid

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/segment.h"
 #include "launch.h"
 #include "pipeline.h"
 #include "select_peaks.cuh"
@@ -7,7 +8,6 @@
 namespace fastvid {
 namespace {
 
-constexpr int kMaxClusterSize = 8;
 constexpr int kMaxStages = 7;
 
 // How a frame of n tokens is laid out over a cluster; the same on host and device.
@@ -24,8 +24,6 @@ struct Layout {
 template <typename T>
 struct Kernel {
   DensityPeaks<T> work;
-  FramePlan plan;
-  bool planned;  // frames and centres by the plan, else every frame and num_peaks
   Layout layout;
   float* rows;   // Gram matrices, (clusters, N, pitch); null where they fit in shared memory
 };
@@ -38,7 +36,7 @@ template <typename T>
 __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __grid_constant__ Kernel<T> kernel) {
   extern __shared__ __align__(128) unsigned char shared[];
   const DensityPeaks<T>& work = kernel.work;
-  const FramePlan& plan = kernel.plan;
+  const FramePlan& plan = work.plan;
   const Layout& layout = kernel.layout;
   const int n = work.tokens.per_frame;
   const int ranks = cluster_size(), rank = cluster_rank(), cluster = blockIdx.x / ranks;
@@ -47,6 +45,7 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
   GramRows rows;
   rows.pitch = layout.pitch;
   rows.rows_per_rank = (n + ranks - 1) / ranks;
+  rows.reciprocal = (0xffffffffu / rows.rows_per_rank) + 1;
   rows.shared = layout.rows_per_rank > 0 ? reinterpret_cast<float*>(shared + layout.tiles_bytes) : nullptr;
   rows.global = kernel.rows + static_cast<int64_t>(cluster) * n * layout.pitch;
   float* const after_rows =
@@ -56,9 +55,10 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
   __shared__ float farthest_of_warp[kGramWarps];
 
   const int first_row = rank * rows.rows_per_rank, end_row = min(first_row + rows.rows_per_rank, n);
-  const int frames = kernel.planned ? plan.anchor_offset[work.tokens.frames] : work.tokens.frames;
+  wait_for_predecessor();
+  const int frames = work.planned ? plan.totals->anchors : work.tokens.frames;
   for (int item = cluster; item < frames; item += gridDim.x / ranks) {
-    const int frame = kernel.planned ? plan.anchors[item] : item;
+    const int frame = work.planned ? plan.anchors[item] : item;
     const int64_t first_token = static_cast<int64_t>(frame) * n;
 
     // A NaN density marks the tokens that take no part: it is denser than none.
@@ -79,9 +79,11 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
       const bool candidate = state.takes_part(i);
       float rho = 0.0f, farthest = 0.0f;
       if (candidate) {
-        float* const row = rows.own_row(i);
-        farthest = distances_of(i, row, n, state, work.inverse_channels);
-        rho = work.given_density != nullptr ? work.given_density[first_token + i] : density_of(row, n, neighbors);
+        float* const row = rows.own_row(i, first_row);
+        Nearest nearest;
+        farthest = distances_of(i, row, n, state, work.inverse_channels, nearest);
+        rho = work.given_density != nullptr ? work.given_density[first_token + i]
+                                            : density_of(row, n, neighbors, nearest);
         if (rho != rho) rho = -INFINITY;
       }
       if (lane < ranks) {
@@ -103,7 +105,7 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
 
     for (int i = first_row + warp; i < end_row; i += kGramWarps) {
       const bool candidate = state.takes_part(i);
-      const float gamma = candidate ? score_of(i, rows.own_row(i), n, state, farthest) : 0.0f;
+      const float gamma = candidate ? score_of(i, rows.own_row(i, first_row), n, state, farthest) : 0.0f;
       if (lane < ranks) at_rank(state.keys, lane)[i] = candidate ? score_key(gamma) : INT32_MIN;
       if (lane == 0 && work.score != nullptr) work.score[first_token + i] = gamma;
     }
@@ -112,23 +114,28 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
 
     // The first block chooses; the others may begin the next frame, which they can't disturb before its first barrier.
     Counts before{};
-    const int wanted = kernel.planned ? plan.num_context[frame] : work.num_peaks;
+    FrameRecord record{};
+    if (work.planned) record = plan.records[frame];
+    const int wanted = work.planned ? record.num_context : work.num_peaks;
     for_each_choice(n, wanted, state, [&](int token, bool chosen) {
-      const bool kept = chosen || (kernel.planned && token < n && !state.takes_part(token));
+      const bool kept = chosen || (work.planned && token < n && !state.takes_part(token));
       Counts total;
       const Counts place = before + block_scan({chosen, kept, 0}, total, scratch);
       before = before + total;
       if (!chosen) return;
-      if (kernel.planned) {
-        const int center = plan.center_offset[frame] + place.a;
-        work.centers.rows[center] = static_cast<int>(first_token) + token;
-        work.centers.output_rows[center] = plan.row_offset[frame] + place.b;
+      if (work.planned) {
+        work.centers.list[record.center_offset + place.a] = {static_cast<int>(first_token) + token,
+                                                             record.row_offset + place.b,
+                                                             item - record.first_anchor,
+                                                             static_cast<uint16_t>(place.a),
+                                                             static_cast<uint16_t>(wanted)};
+        work.centers.inverse_norms[record.center_offset + place.a] = inverse_norm(state.norms[token]);
         work.centers.flags[first_token + token] = 1;
       } else if (work.peaks != nullptr) {
         work.peaks[static_cast<int64_t>(frame) * wanted + place.a] = token;
       }
     });
-    if (!kernel.planned && work.peaks != nullptr) {
+    if (!work.planned && work.peaks != nullptr) {
       for (int p = before.a + threadIdx.x; p < wanted; p += kGramThreads) {
         work.peaks[static_cast<int64_t>(frame) * wanted + p] = -1;
       }
@@ -138,7 +145,6 @@ __global__ __launch_bounds__(kGramThreads, 1) void density_peaks_kernel(const __
   cluster_sync();  // no block leaves while another may still write to it
 }
 
-template <typename T>
 cudaError_t choose_layout(int frames, int n, Layout& layout, int& clusters, DeviceLimits& limits) {
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int state_bytes = 4 * n * static_cast<int>(sizeof(float));
@@ -164,12 +170,11 @@ cudaError_t choose_layout(int frames, int n, Layout& layout, int& clusters, Devi
 
 }  // namespace
 
-template <typename T>
 cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes) {
   Layout layout;
   DeviceLimits limits;
   int clusters;
-  FASTVID_RETURN_IF_FAILED(choose_layout<T>(frames, per_frame, layout, clusters, limits));
+  FASTVID_RETURN_IF_FAILED(choose_layout(frames, per_frame, layout, clusters, limits));
   bytes = layout.rows_per_rank > 0 ? 0 : sizeof(float) * clusters * per_frame * layout.pitch;
   return cudaSuccess;
 }
@@ -180,20 +185,17 @@ cudaError_t launch_density_peaks(const DensityPeaks<T>& work, void* workspace, c
   DeviceLimits limits;
   int clusters;
   FASTVID_RETURN_IF_FAILED(
-      choose_layout<T>(work.tokens.frames, work.tokens.per_frame, kernel.layout, clusters, limits));
+      choose_layout(work.tokens.frames, work.tokens.per_frame, kernel.layout, clusters, limits));
   kernel.work = work;
-  kernel.planned = work.plan_or_null != nullptr;
-  if (kernel.planned) kernel.plan = *work.plan_or_null;
   kernel.rows = static_cast<float*>(workspace);
-  return launch(density_peaks_kernel<T>, dim3(clusters * kernel.layout.cluster), kGramThreads,
-                kernel.layout.shared_bytes, kernel.layout.cluster, stream, kernel);
+  return launch<density_peaks_kernel<T>>({dim3(clusters * kernel.layout.cluster), kGramThreads,
+                                          static_cast<size_t>(kernel.layout.shared_bytes), kernel.layout.cluster,
+                                          stream},
+                                         kernel);
 }
 
-#define FASTVID_INSTANTIATE(T)                                                \
-  template cudaError_t density_peaks_workspace<T>(int, int, size_t&);         \
-  template cudaError_t launch_density_peaks(const DensityPeaks<T>&, void*, cudaStream_t);
-FASTVID_INSTANTIATE(float)
-FASTVID_INSTANTIATE(__half)
-FASTVID_INSTANTIATE(__nv_bfloat16)
+template cudaError_t launch_density_peaks(const DensityPeaks<float>&, void*, cudaStream_t);
+template cudaError_t launch_density_peaks(const DensityPeaks<__half>&, void*, cudaStream_t);
+template cudaError_t launch_density_peaks(const DensityPeaks<__nv_bfloat16>&, void*, cudaStream_t);
 
 }  // namespace fastvid

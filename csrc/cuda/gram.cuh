@@ -6,14 +6,15 @@
 
 namespace fastvid {
 
-constexpr int kGramThreads = 256;
+constexpr int kGramThreads = 384;
 constexpr int kGramWarps = kGramThreads / kWarp;
 constexpr int kGramBlock = 32;             // tokens a side of the square that a warp multiplies at a time
 constexpr int kGramTileRows = 256;         // tokens in shared memory at a time
 constexpr int kGramHalfRows = kGramTileRows / 2;
-constexpr int kGramBlocksPerWarp = 5;      // 36 squares on or above the diagonal of a tile, over 8 warps
+constexpr int kGramBlocksPerWarp = 3;      // 36 squares on or above the diagonal of a tile, over 12 warps
+constexpr int kGramCopyStep = kGramThreads / 8;
+constexpr int kGramCopies = (kGramTileRows + kGramCopyStep - 1) / kGramCopyStep;
 constexpr int kGramPitch = kGramBlock + 8; // floats; keeps the writes of fragments free of bank conflicts
-constexpr int kGramMaxBlocks = 36;
 
 // A part of the upper triangle: the squares of rows [a, a + a_rows) by [b, b + b_rows).
 struct GramPart {
@@ -36,42 +37,61 @@ struct GramPart {
       column = i - row * across;
     }
   }
-  __device__ __forceinline__ int tile_rows() const { return diagonal ? a_rows : kGramHalfRows + b_rows; }
-  // The token in a row of the tile, or -1.
-  __device__ __forceinline__ int token(int tile_row) const {
-    if (diagonal || tile_row < kGramHalfRows) return tile_row < a_rows ? a + tile_row : -1;
-    return tile_row - kGramHalfRows < b_rows ? b + tile_row - kGramHalfRows : -1;
+  // Finds the token in a row of the tile, if there is one.
+  __device__ __forceinline__ bool token(int tile_row, int& token) const {
+    const bool second = !diagonal && tile_row >= kGramHalfRows;
+    const int row = second ? tile_row - kGramHalfRows : tile_row;
+    token = row + (second ? b : a);
+    return row < (second ? b_rows : a_rows);
   }
 };
 
-// Calls visit(part) for every part of the Gram matrix of n tokens; up to 256 tokens there is one.
-template <typename Visit>
-__device__ __forceinline__ void for_each_gram_part(int n, Visit&& visit) {
-  for (int a = 0; a < n; a += kGramTileRows) {
-    visit(GramPart{a, min(kGramTileRows, n - a), a, min(kGramTileRows, n - a), true});
-    for (int half = a; half < min(a + kGramTileRows, n); half += kGramHalfRows) {
-      for (int b = a + kGramTileRows; b < n; b += kGramHalfRows) {
-        visit(GramPart{half, min(kGramHalfRows, n - half), b, min(kGramHalfRows, n - b), false});
+// The parts of the Gram matrix of n tokens, one after the other; up to 256 tokens there is one.
+class GramParts {
+ public:
+  __device__ __forceinline__ explicit GramParts(int n) : n_(n) {}
+  __device__ __forceinline__ bool next(GramPart& part) {
+    if (a_ >= n_) return false;
+    const int a_end = min(a_ + kGramTileRows, n_);
+    if (b_ < 0) {
+      part = {a_, a_end - a_, a_, a_end - a_, true};
+      half_ = a_;
+      b_ = a_ + kGramTileRows;
+    } else {
+      part = {half_, min(kGramHalfRows, n_ - half_), b_, min(kGramHalfRows, n_ - b_), false};
+      b_ += kGramHalfRows;
+    }
+    if (b_ >= n_) {  // the next half, or the next rows
+      b_ = a_ + kGramTileRows;
+      if (!part.diagonal) half_ += kGramHalfRows;
+      if (b_ >= n_ || half_ >= a_end) {
+        a_ += kGramTileRows;
+        b_ = -1;
       }
     }
+    return true;
   }
-}
+
+ private:
+  int n_, a_ = 0, half_ = 0, b_ = -1;
+};
 
 // Where the rows of the Gram matrix lie once the parts are summed: row i with block i / rows_per_rank of the cluster,
 // in shared memory where they fit, else in device memory.
 struct GramRows {
-  float* shared;       // (rows_per_rank, pitch), or null
-  float* global;       // (N, pitch)
+  float* shared;  // (rows_per_rank, pitch), or null
+  float* global;  // (N, pitch)
   int pitch, rows_per_rank;
+  uint32_t reciprocal;  // 2^32 / rows_per_rank, rounded up
 
   __device__ __forceinline__ float* row(int i) const {
     if (shared == nullptr) return global + static_cast<int64_t>(i) * pitch;
-    const int rank = i / rows_per_rank;
+    const int rank = rows_per_rank == 1 ? i : static_cast<int>(__umulhi(i, reciprocal));
     return at_rank(shared, rank) + (i - rank * rows_per_rank) * pitch;
   }
-  // Row i, of those that the calling block holds.
-  __device__ __forceinline__ float* own_row(int i) const {
-    return shared == nullptr ? global + static_cast<int64_t>(i) * pitch : shared + i % rows_per_rank * pitch;
+  // Row i, of those that the calling block holds from first_row on.
+  __device__ __forceinline__ float* own_row(int i, int first_row) const {
+    return shared == nullptr ? global + static_cast<int64_t>(i) * pitch : shared + (i - first_row) * pitch;
   }
 };
 
@@ -84,25 +104,31 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
                                              unsigned char* tiles, int stages, int tile_bytes) {
   const int ranks = cluster_size(), rank = cluster_rank();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int n = tokens.per_frame, row_bytes = tokens.row_bytes();
-  const int depth = (row_bytes + kTileRowBytes - 1) / kTileRowBytes;
+  const int n = tokens.per_frame, depth = (tokens.row_bytes() + kTileRowBytes - 1) / kTileRowBytes;
   const int first_slice = depth * rank / ranks, slices = depth * (rank + 1) / ranks - first_slice;
-  const T* const source = tokens.data + frame * tokens.frame_stride;
   const uint32_t tile0 = shared_address(tiles);
   float* const partial = reinterpret_cast<float*>(tiles);
 
-  for_each_gram_part(n, [&](const GramPart& part) {
-    const int tile_rows = (part.tile_rows() + kGramBlock - 1) / kGramBlock * kGramBlock;
-    const auto start_slice = [&](int slice) {
-      if (slice < slices) {
-        const int chunk = threadIdx.x % 8, byte = (first_slice + slice) * kTileRowBytes + chunk * kVectorBytes;
-        const uint32_t tile = tile0 + slice % stages * tile_bytes;
-        for (int r = threadIdx.x / 8; r < tile_rows; r += kGramThreads / 8) {
-          const int token = part.token(r);
-          const bool present = token >= 0 && byte < row_bytes;
-          const char* address = reinterpret_cast<const char*>(source + (present ? token : 0) * tokens.token_stride);
-          copy_async(tile + tile_offset(r, chunk), address + (present ? byte : 0), present);
-        }
+  GramParts parts(n);
+  for (GramPart part; parts.next(part);) {
+    const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+    const int first_channel = (first_slice * 8 + chunk) * Vector<T>::kSize;
+    SliceCopy<T, kGramCopies, kGramCopyStep> copy;
+    copy.rows = (tile_bytes / kTileRowBytes - copy_row + kGramCopyStep - 1) / kGramCopyStep;
+#pragma unroll
+    for (int i = 0; i < kGramCopies; ++i) {
+      int token;
+      const bool present = part.token(copy_row + i * kGramCopyStep, token);
+      copy.set(i, tokens.row(frame * n + (present ? token : 0)) + first_channel, present);
+    }
+    const uint32_t copy_at = tile0 + tile_offset(copy_row, chunk);
+    int started = 0, next_stage = 0;
+    const auto start_slice = [&] {
+      if (started < slices) {
+        const bool within = first_channel + started * copy.kSliceChannels < tokens.channels;
+        copy.start(copy_at + next_stage * tile_bytes, within);
+        next_stage = next_stage + 1 < stages ? next_stage + 1 : 0;
+        ++started;
       }
       commit_copies();
     };
@@ -119,12 +145,13 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
     }
     float sums[kGramBlocksPerWarp][2][4][4] = {};
 
-    for (int slice = 0; slice < stages - 1; ++slice) start_slice(slice);
-    for (int slice = 0; slice < slices; ++slice) {
+    for (int slice = 0; slice < stages - 1; ++slice) start_slice();
+    for (int slice = 0, stage = 0; slice < slices; ++slice) {
       wait_copies(stages - 2);
       __syncthreads();
-      start_slice(slice + stages - 1);
-      const uint32_t tile = tile0 + slice % stages * tile_bytes;
+      start_slice();
+      const uint32_t tile = tile0 + stage * tile_bytes;
+      stage = stage + 1 < stages ? stage + 1 : 0;
 #pragma unroll
       for (int step = 0; step < kTileRowBytes / kStepBytes; ++step) {
         uint32_t a[2][4];
@@ -132,17 +159,18 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
         for (int i = 0; i < kGramBlocksPerWarp; ++i) {
           if (i < my_blocks) {
             if (i == 0 || a_row[i] != a_row[i - 1]) {
-              load_rows(a[0], tile, a_row[i], step * 2);
-              load_rows(a[1], tile, a_row[i] + 16, step * 2);
+              load_rows(a[0], tile + a_row[i] * kTileRowBytes, step);
+              load_rows(a[1], tile + (a_row[i] + 16) * kTileRowBytes, step);
             }
+            uint32_t b[2][4];
+            load_columns(b[0], tile + b_row[i] * kTileRowBytes, step);
+            load_columns(b[1], tile + (b_row[i] + 16) * kTileRowBytes, step);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              uint32_t b[4];
-              load_columns(b, tile, b_row[i] + half * 16, step * 2);
 #pragma unroll
               for (int m = 0; m < 2; ++m) {
-                multiply(sums[i][m][half * 2], a[m], b[0], b[1], T{});
-                multiply(sums[i][m][half * 2 + 1], a[m], b[2], b[3], T{});
+                multiply(sums[i][m][half * 2], a[m], b[half][0], b[half][1], T{});
+                multiply(sums[i][m][half * 2 + 1], a[m], b[half][2], b[half][3], T{});
               }
             }
           }
@@ -189,7 +217,7 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
         store(down, across + 1, mirror, right);
       });
       cluster_sync();
-      return;
+      continue;
     }
 
     for_each_sum([&](int i, int row, int column, float left, float right) {
@@ -202,14 +230,7 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
          unit += ranks * kGramThreads) {
       const int block = unit / (kGramBlock * kQuads), row = unit / kQuads % kGramBlock, quad = unit % kQuads;
       const int at = (block * kGramBlock + row) * kGramPitch + quad * 4;
-      float4 total = *reinterpret_cast<const float4*>(at_rank(partial, 0) + at);
-      for (int r = 1; r < ranks; ++r) {
-        const float4 other = *reinterpret_cast<const float4*>(at_rank(partial, r) + at);
-        total.x += other.x;
-        total.y += other.y;
-        total.z += other.z;
-        total.w += other.w;
-      }
+      const float4 total = cluster_total(reinterpret_cast<const float4*>(partial + at), ranks);
       int block_row, block_column;
       part.place(block, block_row, block_column);
       const bool mirror = !part.diagonal || block_row != block_column;
@@ -220,7 +241,7 @@ __device__ __forceinline__ void compute_gram(const Tokens<T>& tokens, int frame,
       store(i, j + 3, mirror, total.w);
     }
     cluster_sync();
-  });
+  }
 }
 
 }  // namespace fastvid

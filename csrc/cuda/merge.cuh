@@ -9,184 +9,245 @@
 
 namespace fastvid {
 
-constexpr int kMergeThreads = 128;
-constexpr int kMergeRowBytes = 256;  // channels that a block merges at a time
-constexpr int kMergeWarpBytes = 64;  // of which each warp takes a quarter
-constexpr int kMergeTileRows = 32;   // tokens a tile
+constexpr int kMergeThreads = 256;
+constexpr int kMergeTileRows = 64;             // tokens a tile, of which a warp takes a quarter,
+constexpr int kMergeRowBytes = kTileRowBytes;  // channels that a block merges at a time, of which it takes a half
+constexpr int kMergeWarpRows = 16;
+static_assert(kMergeThreads / kWarp == 2 * kMergeTileRows / kMergeWarpRows);
 constexpr int kMergeStages = 4;
-constexpr int kMergeTileBytes = kMergeTileRows * kMergeRowBytes;
 constexpr int kMergeGroups = kMergeCenters / 16;  // centres go through the tensor cores by sixteens
+// Assignments of an anchor frame's tokens in a tile; the padding keeps the frames in different banks.
+constexpr int kOneHotPitch = kMergeTileRows * sizeof(uint16_t) + kVectorBytes;
+constexpr int kMergeTokenBytes = kMergeTileRows * kMergeRowBytes;
+constexpr int kMergeTileBytes = kMergeTokenBytes + kMergeItemAnchors * kOneHotPitch;
+constexpr int kMergeSumPitch = kMergeRowBytes / 2 + 4;  // floats; channels of a tile of 2-byte elements at most
+static_assert(2 * kMergeCenters * kMergeSumPitch * sizeof(float) <= kMergeStages * kMergeTileBytes);
 
-__device__ __forceinline__ uint32_t merge_tile_offset(int row, int chunk) {
-  return chunk / 8 * (kMergeTileRows * kTileRowBytes) + tile_offset(row, chunk % 8);
-}
-
-// A thread's rows of the one-hot matrix: where a centre's assignments stand, and its number there.
+// A thread's rows of the one-hot matrix: where a centre's assignments stand in a tile, and its number there.
 struct OneHotRow {
-  const uint16_t* assignments;
+  int at;           // bytes
   uint32_t number;  // twice, for pairs of tokens
 };
+constexpr uint32_t kAbsentNumber = 0x7fff7fffu;  // NaN
 
-// A pair of ones or zeros of T: whether two tokens chose the centre.
+// A pair of ones or zeros: whether two tokens chose the centre.
+__device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __nv_bfloat16) {
+  const __nv_bfloat162 ones = __heq2(*reinterpret_cast<const __nv_bfloat162*>(assignments),
+                                     *reinterpret_cast<const __nv_bfloat162*>(&number));
+  return *reinterpret_cast<const uint32_t*>(&ones);
+}
+__device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __half) {
+  const __half2 ones =
+      __heq2(*reinterpret_cast<const __half2*>(assignments), *reinterpret_cast<const __half2*>(&number));
+  return *reinterpret_cast<const uint32_t*>(&ones);
+}
+__device__ __forceinline__ uint32_t chosen_one(const unsigned char* assignments, uint32_t number) {
+  return *reinterpret_cast<const uint16_t*>(assignments) == (number & 0xffff) ? __float_as_uint(1.0f) : 0u;
+}
+
+// Adds sixteen tokens, from row `row` of a tile, to the sums of the centres that they chose.
 template <typename T>
-__device__ __forceinline__ uint32_t chosen_pair(const OneHotRow& row, int token) {
-  constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u;
-  return __vcmpeq2(*reinterpret_cast<const uint32_t*>(row.assignments + token), row.number) & kOnes;
-}
-__device__ __forceinline__ uint32_t chosen_one(const OneHotRow& row, int token) {
-  return row.assignments[token] == (row.number & 0xffff) ? __float_as_uint(1.0f) : 0u;
-}
-
-// Adds the tokens of a tile to the sums of the centres that they chose. `token` is the tile's first.
-template <typename T, int kColumns>
-__device__ __forceinline__ void add_tile(float (&sums)[kMergeGroups][kColumns][4], const OneHotRow (&rows)[kMergeGroups][2],
-                                         int groups, const unsigned char* tile, int first_chunk, int token) {
-  const int lane = threadIdx.x % kWarp;
-  const uint32_t tile_address = shared_address(tile);
-#pragma unroll
-  for (int k = 0; k < kMergeTileRows; k += 16) {
+struct AddTokens {
+  static constexpr int kColumns = 4;  // of eight channels
+  __device__ __forceinline__ static void run(float (&sums)[kMergeGroups][kColumns][4],
+                                             const OneHotRow (&one_hot)[kMergeGroups][2], int groups,
+                                             const unsigned char* tile, int row, int first_chunk) {
+    const int lane = threadIdx.x % kWarp;
     uint32_t b[kColumns / 2][4];
 #pragma unroll
     for (int pair = 0; pair < kColumns / 2; ++pair) {
-      load_matrices_transposed(
-          b[pair], tile_address + merge_tile_offset(k + lane % 16, first_chunk + pair * 2 + lane / 16));
+      load_matrices_transposed(b[pair], shared_address(tile) + row * kTileRowBytes +
+                                            tile_offset(lane % 16, first_chunk + pair * 2 + lane / 16));
     }
-    const int at = token + k + lane % 4 * 2;
+    const unsigned char* const assignments = tile + kMergeTokenBytes + (row + lane % 4 * 2) * sizeof(uint16_t);
 #pragma unroll
     for (int g = 0; g < kMergeGroups; ++g) {
-      if (g >= groups) break;
-      const uint32_t a[4] = {chosen_pair<T>(rows[g][0], at), chosen_pair<T>(rows[g][1], at),
-                             chosen_pair<T>(rows[g][0], at + 8), chosen_pair<T>(rows[g][1], at + 8)};
+      if (g < groups) {
+        uint32_t a[4];
 #pragma unroll
-      for (int pair = 0; pair < kColumns / 2; ++pair) {
-        multiply(sums[g][pair * 2], a, b[pair][0], b[pair][1], T{});
-        multiply(sums[g][pair * 2 + 1], a, b[pair][2], b[pair][3], T{});
+        for (int i = 0; i < 4; ++i) {
+          const OneHotRow& mine = one_hot[g][i % 2];
+          a[i] = chosen_pair(assignments + mine.at + i / 2 * 8 * sizeof(uint16_t), mine.number, T{});
+        }
+#pragma unroll
+        for (int pair = 0; pair < kColumns / 2; ++pair) {
+          multiply(sums[g][pair * 2], a, b[pair][0], b[pair][1], T{});
+          multiply(sums[g][pair * 2 + 1], a, b[pair][2], b[pair][3], T{});
+        }
       }
     }
   }
-}
+};
 
 // float32 tokens go in as the sum of two tf32 values, 22 bits together; ones are exact.
 template <>
-__device__ __forceinline__ void add_tile<float, 2>(float (&sums)[kMergeGroups][2][4],
-                                                   const OneHotRow (&rows)[kMergeGroups][2], int groups,
-                                                   const unsigned char* tile, int first_chunk, int token) {
-  const int lane = threadIdx.x % kWarp;
+struct AddTokens<float> {
+  static constexpr int kColumns = 2;
+  __device__ __forceinline__ static void run(float (&sums)[kMergeGroups][kColumns][4],
+                                             const OneHotRow (&one_hot)[kMergeGroups][2], int groups,
+                                             const unsigned char* tile, int row, int first_chunk) {
+    const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int k = 0; k < kMergeTileRows; k += 8) {
-    uint32_t high[2][2], low[2][2];
+    for (int k = row; k < row + 16; k += 8) {
+      uint32_t high[kColumns][2], low[kColumns][2];
 #pragma unroll
-    for (int column = 0; column < 2; ++column) {
+      for (int column = 0; column < kColumns; ++column) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int channel = column * 8 + lane / 4;
-        const uint32_t at =
-            merge_tile_offset(k + half * 4 + lane % 4, first_chunk + channel / 4) + channel % 4 * sizeof(float);
-        split_tf32(*reinterpret_cast<const uint32_t*>(tile + at), high[column][half], low[column][half]);
+        for (int half = 0; half < 2; ++half) {
+          const int channel = column * 8 + lane / 4;
+          const uint32_t at = tile_offset(k + half * 4 + lane % 4, first_chunk + channel / 4) + channel % 4 * sizeof(float);
+          split_tf32(*reinterpret_cast<const uint32_t*>(tile + at), high[column][half], low[column][half]);
+        }
+      }
+      const unsigned char* const assignments = tile + kMergeTokenBytes + (k + lane % 4) * sizeof(uint16_t);
+#pragma unroll
+      for (int g = 0; g < kMergeGroups; ++g) {
+        if (g < groups) {
+          uint32_t a[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const OneHotRow& mine = one_hot[g][i % 2];
+            a[i] = chosen_one(assignments + mine.at + i / 2 * 4 * sizeof(uint16_t), mine.number);
+          }
+#pragma unroll
+          for (int column = 0; column < kColumns; ++column) {
+            multiply_tf32(sums[g][column], a, low[column][0], low[column][1]);
+            multiply_tf32(sums[g][column], a, high[column][0], high[column][1]);
+          }
+        }
       }
     }
-    const int at = token + k + lane % 4;
+  }
+};
+
+// Writes one tile of channels of a row of the result, a vector a thread of a group of eight.
+template <typename T>
+__device__ __forceinline__ void write_vector(const Output<T>& output, int64_t row, int channel, const Vector<T>& value) {
+  T* const target = output.rows + row * output.channels + channel;
+  if (output.channels % Vector<T>::kSize == 0) {
+    if (channel < output.channels) *reinterpret_cast<Vector<T>*>(target) = value;
+  } else {
 #pragma unroll
-    for (int g = 0; g < kMergeGroups; ++g) {
-      if (g >= groups) break;
-      const uint32_t a[4] = {chosen_one(rows[g][0], at), chosen_one(rows[g][1], at), chosen_one(rows[g][0], at + 4),
-                             chosen_one(rows[g][1], at + 4)};
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        multiply_tf32(sums[g][column], a, low[column][0], low[column][1]);
-        multiply_tf32(sums[g][column], a, high[column][0], high[column][1]);
-      }
+    for (int e = 0; e < Vector<T>::kSize; ++e) {
+      if (channel + e < output.channels) target[e] = value.at[e];
     }
   }
 }
 
 // Writes the merged rows of an item's centres for one tile of channels. `tiles` is kMergeStages tiles.
 template <typename T>
-__device__ __forceinline__ void merge_item(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
+__device__ __forceinline__ void merge_item(const Tokens<T>& tokens, const Centers& centers,
                                            const Assignments& assignments, const Output<T>& output, float merge_floor,
                                            const MergeItem& item, int channel_tile, unsigned char* tiles) {
-  constexpr int kColumns = kMergeWarpBytes / static_cast<int>(sizeof(T)) / 8;
+  constexpr int kColumns = AddTokens<T>::kColumns, kSize = Vector<T>::kSize;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
+  const int row_part = warp % 4, channel_half = warp / 4;
   const int num_centers = item.end_center - item.first_center, groups = (num_centers + 15) / 16;
   const int first_token = item.first_frame * n, end_token = item.end_frame * n;
-  const int first_byte = channel_tile * kMergeRowBytes, row_bytes = tokens.row_bytes();
-  const int first_anchor = plan.anchor_offset[item.first_frame] + item.pass * kMergeAnchors;
 
-  OneHotRow rows[kMergeGroups][2];
-#pragma unroll
-  for (int g = 0; g < kMergeGroups; ++g) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int c = g * 16 + half * 8 + lane / 4;
-      const int row = c < num_centers ? centers.rows[item.first_center + c] : -1;
-      // Without a centre the number is one that no assignment has.
-      rows[g][half] = {assignments.table, 0xfffefffeu};
-      if (row >= 0) {
-        const int frame = row / n;
-        const uint32_t number = item.first_center + c - plan.center_offset[frame];
-        rows[g][half] = {assignments.table + (plan.anchor_offset[frame] - first_anchor) * assignments.pitch,
-                         number | number << 16};
-      }
-    }
-  }
-
-  // Tiles start at even tokens, so that pairs of assignments are whole words; tokens of other segments count as zeros,
-  // whatever their assignments are.
+  // Tiles start at multiples of their size, so that assignments are whole vectors; tokens of other segments count as
+  // zeros, whatever their assignments are.
   const int start = first_token / kMergeTileRows * kMergeTileRows;
   const int num_tiles = (end_token - start + kMergeTileRows - 1) / kMergeTileRows;
-  const int chunk = threadIdx.x % 16, byte = first_byte + chunk * kVectorBytes;
+  const int chunk = threadIdx.x % 8, copy_row = threadIdx.x / 8;
+  const int channel = (channel_tile * 8 + chunk) * kSize;
+  const bool has_channel = channel < tokens.channels, copies_numbers = threadIdx.x < item.num_anchors * 8;
+  const T* source = tokens.row(start + copy_row) + channel;  // of the next tile to start, as are the next two
+  int token = start + copy_row;
+  const uint16_t* numbers =
+      assignments.table + (item.first_anchor - item.pass * kMergeAnchors + copy_row) * assignments.pitch + start + chunk * 8;
+  const int64_t row_step = kMergeThreads / 8 * tokens.row_stride;
+  const uint32_t first_tile = shared_address(tiles), copy_at = tile_offset(copy_row, chunk);
+  const uint32_t numbers_at = kMergeTokenBytes + copy_row * kOneHotPitch + chunk * kVectorBytes;
   const auto start_tile = [&](int t) {
     if (t < num_tiles) {
-      const uint32_t tile = shared_address(tiles) + t % kMergeStages * kMergeTileBytes;
+      const uint32_t tile = first_tile + t % kMergeStages * kMergeTileBytes;
 #pragma unroll
-      for (int i = 0; i < kMergeTileRows * 16 / kMergeThreads; ++i) {
-        const int r = threadIdx.x / 16 + i * (kMergeThreads / 16), token = start + t * kMergeTileRows + r;
-        const bool present = token >= first_token && token < end_token && byte < row_bytes;
-        const char* source = reinterpret_cast<const char*>(present ? tokens.row(token) : tokens.data);
-        copy_async(tile + merge_tile_offset(r, chunk), source + (present ? byte : 0), present);
+      for (int i = 0; i < kMergeTileRows * 8 / kMergeThreads; ++i) {
+        const int at = token + i * (kMergeThreads / 8);
+        const bool present = has_channel && at >= first_token && at < end_token;
+        copy_async(tile + copy_at + i * (kMergeThreads / 8) * kTileRowBytes,
+                   present ? source + i * row_step : tokens.data, present);
       }
+      if (copies_numbers) copy_async(tile + numbers_at, numbers, true);
+      source += kMergeTileRows * tokens.row_stride;
+      numbers += kMergeTileRows;
+      token += kMergeTileRows;
     }
     commit_copies();
   };
-
-  float sums[kMergeGroups][kColumns][4] = {};
-  __syncthreads();  // the tiles may still hold the last item's
+  static_assert(kMergeItemAnchors * 8 <= kMergeThreads && kMergeThreads / 8 % 8 == 0);
   for (int t = 0; t < kMergeStages - 1; ++t) start_tile(t);
-  for (int t = 0; t < num_tiles; ++t) {
-    wait_copies(kMergeStages - 2);
-    __syncthreads();
-    start_tile(t + kMergeStages - 1);
-    add_tile<T, kColumns>(sums, rows, groups, tiles + t % kMergeStages * kMergeTileBytes,
-                          warp * (kMergeWarpBytes / kVectorBytes), start + t * kMergeTileRows);
-  }
-  wait_copies(0);
 
+  OneHotRow one_hot[kMergeGroups][2];
 #pragma unroll
   for (int g = 0; g < kMergeGroups; ++g) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int c = g * 16 + half * 8 + lane / 4;
-      if (c >= num_centers) continue;
-      const int center = item.first_center + c, row = centers.rows[center];
-      const int64_t count = static_cast<int64_t>(centers.counts[center]);
-      const float weight = own_weight(count, merge_floor);
-      const int output_row = centers.output_rows != nullptr ? centers.output_rows[center] : center;
-      T* const target = output.rows + static_cast<int64_t>(output_row) * output.channels;
-      const T* const source = row >= 0 ? tokens.row(row) : nullptr;
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int channel = (first_byte + warp * kMergeWarpBytes) / static_cast<int>(sizeof(T)) + column * 8 +
-                              lane % 4 * 2 + e;
-          if (channel >= output.channels) continue;
-          const float sum = sums[g][column][half * 2 + e];
-          const float own = row >= 0 ? to_float(source[channel]) : 0.0f;
-          target[channel] = from_float<T>(merged_value(own, sum, count, weight));
+      one_hot[g][half] = {0, kAbsentNumber};
+      if (c < num_centers) {
+        const Center center = centers.list[item.first_center + c];
+        if (center.row >= 0) {
+          one_hot[g][half] = {(center.anchor - item.first_anchor) * kOneHotPitch,
+                              (kFirstNumber + center.number) * 0x10001u};
         }
       }
     }
   }
+
+  float sums[kMergeGroups][kColumns][4] = {};
+  for (int t = 0; t < num_tiles; ++t) {
+    wait_copies(kMergeStages - 2);
+    __syncthreads();
+    start_tile(t + kMergeStages - 1);
+    AddTokens<T>::run(sums, one_hot, groups, tiles + t % kMergeStages * kMergeTileBytes, row_part * kMergeWarpRows,
+                      channel_half * 4);
+  }
+  wait_copies(0);
+  __syncthreads();
+
+  // Of the four warps with the same channels, two leave their sums and the two others add theirs: (0 + 2) + (1 + 3).
+  float* const shared_sums = reinterpret_cast<float*>(tiles);
+#pragma unroll
+  for (int round = 0; round < 2; ++round) {
+    if (row_part / 2 == round) {
+      float* const mine = shared_sums + row_part % 2 * kMergeCenters * kMergeSumPitch + channel_half * kColumns * 8;
+#pragma unroll
+      for (int g = 0; g < kMergeGroups; ++g) {
+        if (g < groups) {
+#pragma unroll
+          for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              float2& at = *reinterpret_cast<float2*>(mine + (g * 16 + half * 8 + lane / 4) * kMergeSumPitch +
+                                                      column * 8 + lane % 4 * 2);
+              const float2 before = round == 0 ? make_float2(0.0f, 0.0f) : at;
+              at = make_float2(before.x + sums[g][column][half * 2], before.y + sums[g][column][half * 2 + 1]);
+            }
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+  for (int c = copy_row; c < num_centers; c += kMergeThreads / 8) {
+    const Center center = centers.list[item.first_center + c];
+    const int64_t count = static_cast<int64_t>(centers.counts[item.first_center + c]);
+    const float weight = own_weight(count, merge_floor);
+    Vector<T> own{}, merged;
+    if (center.row >= 0 && has_channel) {
+      own = *reinterpret_cast<const Vector<T>*>(tokens.row(center.row) + channel);
+    }
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      const float* const at = shared_sums + c * kMergeSumPitch + chunk * kSize + e;
+      const float sum = at[0] + at[kMergeCenters * kMergeSumPitch];
+      merged.at[e] = from_float<T>(merged_value(to_float(own.at[e]), sum, count, weight));
+    }
+    write_vector(output, center.output_row, channel, merged);
+  }
+  __syncthreads();  // the sums lie where the next tiles will
 }
 
 }  // namespace fastvid

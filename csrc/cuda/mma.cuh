@@ -17,9 +17,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts a copy of 16 bytes to shared memory; fills with zeros instead where `present` is false.
+// Starts a copy of 16 bytes to shared memory; fills with zeros instead where `present` is false. Rows are read piece by
+// piece: fetching 256 bytes at a time into L2 keeps device memory from being read in scraps.
 __device__ __forceinline__ void copy_async(uint32_t shared, const void* global, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(present ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(present ? 16 : 0)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -37,6 +39,30 @@ __device__ __forceinline__ void wait_copies(int pending) {
   }
 }
 
+// A thread's share of copying rows of tokens into tiles, kTileRowBytes of every row a slice: the same chunk of up to
+// kRows rows that lie kStep apart in the tile.
+template <typename T, int kRows, int kStep>
+struct SliceCopy {
+  static constexpr int kSliceChannels = kTileRowBytes / sizeof(T);
+  static_assert(kStep % 8 == 0, "rows of one thread must be swizzled alike");
+  const T* source[kRows];  // of the next slice
+  uint32_t present = 0;    // a bit a row; the others are filled with zeros
+  int rows = kRows;        // that the tile has
+
+  __device__ __forceinline__ void set(int i, const T* row, bool is_present) {
+    source[i] = row;
+    if (is_present) present |= 1u << i;
+  }
+  // tile: address of the thread's chunk in its first row; within: whether the slice still lies within the channels.
+  __device__ __forceinline__ void start(uint32_t tile, bool within) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i < rows) copy_async(tile + i * kStep * kTileRowBytes, source[i], within && (present >> i & 1));
+      source[i] += kSliceChannels;
+    }
+  }
+};
+
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -50,15 +76,16 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
-// The left operand: 16 rows from row0, 32 bytes from chunk0.
-__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t tile, int row0, int chunk0) {
+// Operands at depth `step` (of kStepBytes) of a tile. `rows` is the address of their first row, a multiple of eight.
+// The left one: sixteen rows.
+__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t rows, int step) {
   const int lane = threadIdx.x % kWarp;
-  load_matrices(a, tile + tile_offset(row0 + lane % 16, chunk0 + lane / 16));
+  load_matrices(a, rows + tile_offset(lane % 16, step * 2 + lane / 16));
 }
-// The right operand, 16 rows from row0 that become columns: {b[0], b[1]} the first eight, {b[2], b[3]} the others.
-__device__ __forceinline__ void load_columns(uint32_t (&b)[4], uint32_t tile, int row0, int chunk0) {
+// The right one: sixteen rows that become columns, {b[0], b[1]} the first eight, {b[2], b[3]} the others.
+__device__ __forceinline__ void load_columns(uint32_t (&b)[4], uint32_t rows, int step) {
   const int lane = threadIdx.x % kWarp;
-  load_matrices(b, tile + tile_offset(row0 + lane % 8 + lane / 16 * 8, chunk0 + lane / 8 % 2));
+  load_matrices(b, rows + tile_offset(lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
 }
 
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

@@ -18,123 +18,169 @@ struct Videos {
   int count = 1;
 };
 
-// Centres that one block merges at a time; a segment's centres are cut into items of at most this many.
+// What one block merges at a time: centres, and anchor frames that they may come from.
 constexpr int kMergeCenters = 64;
+constexpr int kMergeItemAnchors = 16;
 // Anchor frames of a segment whose assignments are held at once; segments with more are merged in several passes.
 constexpr int kMergeAnchors = 128;
 
-struct MergeItem {
+// What `plan` decides for a frame, and where its segment stands. One load brings it all.
+struct alignas(16) FrameRecord {
+  int segment_begin, segment_end;  // frames of the segment
+  int first_anchor, end_anchor;    // of the segment, in the list of anchor frames
+  int first_center, end_center;    // of the segment, in the list of centres
+  int num_salient, num_context;    // of the frame
+  int row_offset;                  // kept rows before the frame
+  int center_offset;               // centres before the frame
+  int own_anchor;                  // which anchor frame of the segment it is, -1: none
+  int unused;
+};
+
+// A density peak that tokens merge into.
+struct alignas(16) Center {
+  int row;                 // flat token index, -1: none
+  int output_row;          // row of the result
+  int anchor;              // which anchor frame of the segment it belongs to
+  uint16_t number, count;  // which centre of that frame it is, of how many
+};
+
+// A part of the centres of a segment, from at most kMergeItemAnchors anchor frames.
+struct alignas(16) MergeItem {
   int first_frame, end_frame;    // the segment
-  int first_center, end_center;  // positions in the list of centres
-  int pass;                      // which kMergeAnchors of the segment's anchor frames they belong to
+  int first_center, end_center;  // in the list of centres
+  int first_anchor, num_anchors; // of the segment
+  int pass;                      // first_anchor / kMergeAnchors
+  int unused;
 };
 
-// What `plan` decides for T frames. Offsets are exclusive prefix sums over the frames, T+1 entries each.
+struct PlanTotals {
+  int anchors, items, rows, centers;
+};
+
 struct FramePlan {
-  int* segment_begin;   // (T,) first frame of the frame's segment
-  int* segment_end;     // (T,) one past its last
-  int* num_salient;     // (T,)
-  int* num_context;     // (T,)
-  int* row_offset;      // (T+1,) kept rows before the frame
-  int* center_offset;   // (T+1,) centres before the frame
-  int* anchor_offset;   // (T+1,) anchor frames before the frame
-  int* anchors;         // (T,) the anchor frames
-  MergeItem* items;     // (max_merge_items,)
-  int* num_items;       // (1,)
+  FrameRecord* records;  // (T,)
+  int* anchors;          // (T,) the anchor frames, ascending
+  MergeItem* items;      // (max_merge_items,)
+  PlanTotals* totals;    // (1,)
+  int* scratch;          // (6 * T + 8,) for the planning kernel, where shared memory does not suffice
+  int* tickets;          // (passes,) work units that blocks have taken, per pass of merging
 };
 
-// The list of all centres, in ascending order of token.
+// The centres of all frames, in ascending order of token.
 struct Centers {
-  int* rows;                    // flat token index, -1: none
-  int* output_rows;             // row of the result, null: the position in this list
-  unsigned long long* counts;   // tokens merged into it
-  uint8_t* flags;               // (T*N,) whether a token is a centre; null: not needed
+  Center* list;
+  float* inverse_norms;
+  unsigned long long* counts;  // tokens merged into each
+  uint8_t* flags;              // (T*N,) whether a token is a centre
 };
 
 // Which tokens a stage considers: by an explicit mask, by saliency rank, or all.
 struct Candidates {
   const uint8_t* mask = nullptr;      // (T*N,)
-  const uint16_t* rank = nullptr;     // (T*N,) place by saliency, with num_salient
-  const int* num_salient = nullptr;   // (T,) tokens below this rank are salient, no candidates
-  int per_frame = 0;                  // N
+  const uint16_t* rank = nullptr;     // (T*N,) place by saliency, with records
+  const FrameRecord* records = nullptr;  // tokens ranked below their frame's num_salient are salient, no candidates
+  int per_frame = 0;                     // N
 
   __device__ __forceinline__ bool operator()(int frame, int token) const {
     const int64_t i = static_cast<int64_t>(frame) * per_frame + token;
-    if (rank != nullptr) return rank[i] >= num_salient[frame];
+    if (rank != nullptr) return rank[i] >= records[frame].num_salient;
     return mask == nullptr || mask[i];
   }
 };
 
+// Saliency whose ranks are wanted beside the features, and what is written of it.
+struct Ranking {
+  AnyFloats saliency;
+  uint16_t* rank;         // (T*N,) place among the frame's tokens
+  uint8_t* center_flags;  // (T*N,) cleared
+};
+
 // ---- segment.cu
+// Means of the tokens of each frame into features (T, features_stride), unless that is null, and ranks of the saliency.
 template <typename T>
-cudaError_t launch_mean_features(const Tokens<T>& tokens, float* features, int features_stride, cudaStream_t stream);
+cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride,
+                                  const Ranking& ranking, cudaStream_t stream);
 cudaError_t launch_similarity(const AnyFloats& features, int frames, const Videos& videos, float* similarity,
                               cudaStream_t stream);
 cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold,
-                           int min_segments, uint8_t* cuts, int* segment_ids, cudaStream_t stream);
+                           int min_segments, int* scratch, int* segment_ids, cudaStream_t stream);
+inline int64_t segment_scratch(int64_t frames) { return 2 * frames; }
 
 // ---- plan.cu
+struct SegmentParams {
+  Videos videos;
+  float threshold;   // tau
+  int min_segments;  // c
+};
+inline int64_t plan_scratch(int64_t frames) { return 7 * frames + 8; }
+// num_salient and num_context of frames whose segments are given.
 cudaError_t launch_plan(const int* segment_ids, const float* similarity, int frames, const BudgetParams& params,
-                        FramePlan plan, uint8_t* cuts, cudaStream_t stream);
-cudaError_t launch_segment_and_plan(const float* similarity, int frames, const Videos& videos, float threshold,
-                                    int min_segments, const BudgetParams& params, FramePlan plan, uint8_t* cuts,
-                                    Centers centers, int max_centers, cudaStream_t stream);
+                        const FramePlan& plan, int* num_salient, int* num_context, cudaStream_t stream);
+// Segments and plan, for prune; also clears the counts of max_centers centres and the tickets.
+cudaError_t launch_segment_and_plan(const float* similarity, int frames, const SegmentParams& segments,
+                                    const BudgetParams& params, const FramePlan& plan, const Centers& centers,
+                                    int max_centers, int passes, cudaStream_t stream);
 
 // ---- density_peaks.cu
 template <typename T>
 struct DensityPeaks {
   Tokens<T> tokens;
-  float inverse_channels;        // 1 / D
+  float inverse_channels;      // 1 / D
   Candidates candidates;
-  int num_neighbors;             // k
-  const float* given_density;    // (B, N) or null: computed
-  float* density;                // (B, N) or null
-  float* score;                  // (B, N) or null
+  int num_neighbors;           // k
+  const float* given_density;  // (B, N) or null: computed
+  float* density;              // (B, N) or null
+  float* score;                // (B, N) or null
   // Choice of centres: for prune by the plan into `centers`, for select_peaks num_peaks a frame into `peaks`.
-  const FramePlan* plan_or_null; // host pointer; copied by the launcher
+  bool planned;
+  FramePlan plan;
   Centers centers;
   int num_peaks;
-  int64_t* peaks;                // (B, num_peaks) or null
+  int64_t* peaks;              // (B, num_peaks) or null
 };
 // Bytes of device memory that the kernel needs for frames of this size.
-template <typename T>
 cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes);
 template <typename T>
 cudaError_t launch_density_peaks(const DensityPeaks<T>& work, void* workspace, cudaStream_t stream);
 
 // ---- scatter_merge.cu
+// Numbers of centres are stored so that, read as bfloat16 or float16, they are distinct normal values: tensor-core
+// operands come from comparing them as such. A token that does not merge has a NaN, which equals none.
+constexpr uint16_t kFirstNumber = 0x0400, kNoNumber = 0xffff;
+
 struct Assignments {
-  uint16_t* table;       // (kMergeAnchors or fewer, pitch): per anchor frame of a segment, each row's centre
+  uint16_t* table;      // (at most kMergeAnchors, pitch): per anchor frame of a segment, the number of each row's centre
   int64_t pitch;
-  int64_t* assignment;   // (B, N) or null: the op's result
+  int64_t* assignment;  // (B, N) or null: the op's result
 };
 constexpr uint16_t kNotMerged = 0xffff;
-inline int64_t assignment_pitch(int64_t rows) { return (rows + 63) / 32 * 32; }
-
-template <typename T>
-cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, bool merge_centers, int pass,
-                          cudaStream_t stream);
-cudaError_t launch_scatter_merge_plan(const int64_t* center_tokens, int frames, int per_frame, int centers_per_frame,
-                                      FramePlan plan, Centers centers, cudaStream_t stream);
+inline int64_t assignment_pitch(int64_t rows) { return (rows + 63) / 64 * 64; }
 
 // Where merged and kept rows go.
 template <typename T>
 struct Output {
-  T* rows;             // (capacity, channels)
-  int channels;        // D
-  int64_t* indices;    // (capacity,), null: scatter_merge, no kept rows
-  int* frame_counts;   // (T,)
-  int capacity;        // rows past the kept ones are filled with 0 and index -1
+  T* rows;            // (capacity, channels)
+  int channels;       // D
+  int64_t* indices;   // (capacity,), null: scatter_merge, no kept rows
+  int* frame_counts;  // (T,)
+  int capacity;       // rows past the kept ones are filled with 0 and index -1
 };
+// Also writes the rows that are kept as they are.
+template <typename T>
+cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
+                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
+                          bool merge_centers, int pass, cudaStream_t stream);
+// The plan of the op scatter_merge: every frame is a segment with one anchor frame, itself, and given centres.
+template <typename T>
+cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* center_tokens, int centers_per_frame,
+                                      const FramePlan& plan, const Centers& centers, cudaStream_t stream);
+
 template <typename T>
 cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                         const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                         float merge_floor, int pass, int max_items, cudaStream_t stream);
+                         const Assignments& assignments, const Output<T>& output, float merge_floor, int pass,
+                         int max_items, cudaStream_t stream);
 
 // ---- prune.cu
-cudaError_t launch_rank_saliency(const AnyFloats& saliency, int frames, uint16_t* rank, uint8_t* center_flags,
-                                 cudaStream_t stream);
 // Copies tokens of any strides into whole vectors, padded with zeros.
 template <typename T>
 cudaError_t launch_pack(const T* source, int64_t frame_stride, int64_t token_stride, int64_t channel_stride,

@@ -1,6 +1,9 @@
 #include "core/plan.h"
 
+#include <algorithm>
+
 #include "block.cuh"
+#include "cluster.cuh"
 #include "launch.h"
 #include "segment.cuh"
 
@@ -8,137 +11,195 @@ namespace fastvid {
 namespace {
 
 constexpr int kPlanThreads = 512;
+constexpr int kSharedPlanFrames = 3072;  // more frames than this are planned in device memory
 
-// Fills the plan from the cuts. Three prefix sums over the frames or the segments: places of the segments (and of the
-// runs that thinning leaves), offsets of rows and centres, items of merging.
-__device__ __forceinline__ void make_plan(const uint8_t* cuts, const float* similarity, int frames,
-                                          const BudgetParams& params, const FramePlan& plan) {
-  __shared__ Counts scratch[kPlanThreads / kWarp];
-  const auto ends_run = [&](int f) { return cuts[f] || (params.thin && similarity[f] < params.thin_threshold); };
+// What the planning block knows of the frames, (T,) each unless said otherwise.
+struct PlanScratch {
+  int* cuts;            // whether a segment ends with the frame; then the segment that it belongs to
+  int* starts;          // (T+1,) first frame of each segment
+  int* runs_before;     // (T+1,) runs of similar frames that end before the frame (thinning)
+  int* salient;
+  int* centers_before;  // (T+1,)
+  int* anchors_before;  // (T+1,)
+  float* similarity;
 
-  // Arrays of the plan that are filled last hold what only this function needs until then.
-  int* const starts = plan.anchors;          // (segments,) first frame of each segment
-  int* const segment_of = plan.segment_end;  // (T,)
-  int* const runs_before = plan.row_offset;  // (T,) runs that end before the frame
+  __device__ __forceinline__ PlanScratch(int* memory, int frames)
+      : cuts(memory),
+        starts(cuts + frames),
+        runs_before(starts + frames + 1),
+        salient(runs_before + frames + 1),
+        centers_before(salient + frames),
+        anchors_before(centers_before + frames + 1),
+        similarity(reinterpret_cast<float*>(anchors_before + frames + 1)) {}
+};
+
+// Cuts a segment's centres into items of merging: calls visit(item) for each.
+template <typename Visit>
+__device__ __forceinline__ void for_each_item(const PlanScratch& scratch, const int* anchors, int begin, int end,
+                                              Visit&& visit) {
+  const int first_anchor = scratch.anchors_before[begin], end_anchor = scratch.anchors_before[end];
+  for (int anchor = first_anchor, center = scratch.centers_before[begin]; anchor < end_anchor;) {
+    // Neither more anchor frames than an item takes nor a change of pass.
+    const int pass_end = first_anchor + ((anchor - first_anchor) / kMergeAnchors + 1) * kMergeAnchors;
+    const int last = min(min(anchor + kMergeItemAnchors, pass_end), end_anchor) - 1;
+    const int end_center = min(center + kMergeCenters, scratch.centers_before[anchors[last] + 1]);
+    int next = anchor;
+    while (next < end_anchor && scratch.centers_before[anchors[next] + 1] <= end_center) ++next;
+    const bool whole = next > anchor && scratch.centers_before[anchors[next - 1] + 1] == end_center;
+    visit(MergeItem{begin, end, center, end_center, anchor - first_anchor, (whole ? next : next + 1) - anchor,
+                    (anchor - first_anchor) / kMergeAnchors, 0});
+    anchor = next;
+    center = end_center;
+  }
+}
+
+// Fills the plan from scratch.cuts. Prefix sums over the frames give the places of the segments (and of the runs that
+// thinning leaves), the offsets of rows and centres, and the places of the items.
+__device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames, const BudgetParams& params,
+                                          const FramePlan& plan) {
+  __shared__ Counts of_warps[kPlanThreads / kWarp];
+  const auto ends_run = [&](int f) {
+    return params.thin && scratch.similarity[f] < params.thin_threshold;  // besides where a segment ends
+  };
   Counts before{};
-  for (int base = 0; base < frames; base += kPlanThreads) {
+  for (int base = 0; base < frames; base += blockDim.x) {
     const int f = base + threadIdx.x;
-    Counts flags{}, total;
-    if (f < frames) flags = {cuts[f], ends_run(f), 0};
-    const Counts place = before + block_scan(flags, total, scratch);
+    const bool cut = f < frames && scratch.cuts[f];
+    Counts total;
+    const Counts place = before + block_scan({cut, cut || (f < frames && ends_run(f)), 0}, total, of_warps);
     if (f < frames) {
-      segment_of[f] = place.a;
-      runs_before[f] = place.b;
-      if (f == 0 || cuts[f - 1]) starts[place.a] = f;
-    }
-    before = before + total;
-  }
-  const int segments = before.a, runs = before.b;
-  __syncthreads();
-
-  for (int f = threadIdx.x; f < frames; f += kPlanThreads) {
-    const int s = segment_of[f];
-    const int begin = starts[s], end = s + 1 < segments ? starts[s + 1] : frames;
-    FrameBudget budget;
-    if (params.thin) {
-      const int first_run = runs_before[begin], end_run = end < frames ? runs_before[end] : runs;
-      const SegmentPlan segment(params, end - begin, end_run - first_run);
-      budget = ends_run(f) ? segment.share(runs_before[f] - first_run) : segment.thinned_share();
-    } else {
-      budget = SegmentPlan(params, end - begin, end - begin).share(f - begin);
-    }
-    plan.segment_begin[f] = begin;
-    plan.num_salient[f] = budget.salient;
-    plan.num_context[f] = budget.context;
-  }
-  __syncthreads();
-  for (int f = threadIdx.x; f < frames; f += kPlanThreads) {
-    const int s = segment_of[f];
-    plan.segment_end[f] = s + 1 < segments ? starts[s + 1] : frames;  // each thread reads and writes its own frames
-  }
-  __syncthreads();
-
-  before = Counts{};
-  for (int base = 0; base < frames; base += kPlanThreads) {
-    const int f = base + threadIdx.x;
-    Counts counts{}, total;
-    if (f < frames) counts = {plan.num_salient[f] + plan.num_context[f], plan.num_context[f], plan.num_context[f] > 0};
-    const Counts place = before + block_scan(counts, total, scratch);
-    if (f < frames) {
-      plan.row_offset[f] = place.a;
-      plan.center_offset[f] = place.b;
-      plan.anchor_offset[f] = place.c;
-      if (counts.c) plan.anchors[place.c] = f;
+      scratch.cuts[f] = place.a;
+      scratch.runs_before[f] = place.b;
+      if (cut) scratch.starts[place.a + 1] = f + 1;
     }
     before = before + total;
   }
   if (threadIdx.x == 0) {
-    plan.row_offset[frames] = before.a;
-    plan.center_offset[frames] = before.b;
-    plan.anchor_offset[frames] = before.c;
+    scratch.starts[0] = 0;
+    scratch.runs_before[frames] = before.b;
   }
   __syncthreads();
 
-  // Items: a segment's anchors go in groups of kMergeAnchors, the centres of a group in items of kMergeCenters.
   before = Counts{};
-  for (int base = 0; base < frames; base += kPlanThreads) {
+  for (int base = 0; base < frames; base += blockDim.x) {
     const int f = base + threadIdx.x;
-    const bool first = f < frames && plan.segment_begin[f] == f;
-    const int end = first ? plan.segment_end[f] : 0;
-    const auto for_each_item = [&](auto&& visit) {
-      const int last_anchor = plan.anchor_offset[end];
-      int pass = 0;
-      for (int a = plan.anchor_offset[f]; a < last_anchor; a += kMergeAnchors, ++pass) {
-        const int group_end = min(a + kMergeAnchors, last_anchor);
-        const int end_center = plan.center_offset[plan.anchors[group_end - 1] + 1];
-        for (int c = plan.center_offset[plan.anchors[a]]; c < end_center; c += kMergeCenters) {
-          visit(MergeItem{f, end, c, min(c + kMergeCenters, end_center), pass});
-        }
+    FrameBudget budget{};
+    if (f < frames) {
+      const int begin = scratch.starts[scratch.cuts[f]], end = scratch.starts[scratch.cuts[f] + 1];
+      if (params.thin) {
+        const int first_run = scratch.runs_before[begin];
+        const SegmentPlan segment(params, end - begin, scratch.runs_before[end] - first_run);
+        budget = f + 1 == end || ends_run(f) ? segment.share(scratch.runs_before[f] - first_run)
+                                             : segment.thinned_share();
+      } else {
+        budget = SegmentPlan(params, end - begin, end - begin).share(f - begin);
       }
-    };
-    int count = 0;
-    if (first) for_each_item([&](const MergeItem&) { ++count; });
+    }
     Counts total;
-    int place = before.a + block_scan({count, 0, 0}, total, scratch).a;
-    if (first) for_each_item([&](const MergeItem& item) { plan.items[place++] = item; });
+    const Counts place =
+        before + block_scan({budget.salient + budget.context, budget.context, budget.context > 0}, total, of_warps);
+    if (f < frames) {
+      scratch.salient[f] = budget.salient;
+      scratch.centers_before[f] = place.b;
+      scratch.anchors_before[f] = place.c;
+      if (budget.context > 0) plan.anchors[place.c] = f;
+      plan.records[f].row_offset = place.a;
+    }
     before = before + total;
   }
-  if (threadIdx.x == 0) *plan.num_items = before.a;
+  const Counts sums = before;
+  if (threadIdx.x == 0) {
+    scratch.centers_before[frames] = sums.b;
+    scratch.anchors_before[frames] = sums.c;
+  }
+  __syncthreads();
+
+  before = Counts{};
+  for (int base = 0; base < frames; base += blockDim.x) {
+    const int f = base + threadIdx.x;
+    int count = 0, begin = 0, end = 0;
+    if (f < frames) {
+      begin = scratch.starts[scratch.cuts[f]];
+      end = scratch.starts[scratch.cuts[f] + 1];
+      FrameRecord& record = plan.records[f];
+      record.segment_begin = begin;
+      record.segment_end = end;
+      record.first_anchor = scratch.anchors_before[begin];
+      record.end_anchor = scratch.anchors_before[end];
+      record.first_center = scratch.centers_before[begin];
+      record.end_center = scratch.centers_before[end];
+      record.num_salient = scratch.salient[f];
+      record.num_context = scratch.centers_before[f + 1] - scratch.centers_before[f];
+      record.center_offset = scratch.centers_before[f];
+      record.own_anchor = record.num_context > 0 ? scratch.anchors_before[f] - record.first_anchor : -1;
+      if (f == begin) for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem&) { ++count; });
+    }
+    Counts total;
+    int place = before.a + block_scan({count, 0, 0}, total, of_warps).a;
+    if (count > 0) {
+      for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
+    }
+    before = before + total;
+  }
+  if (threadIdx.x == 0) *plan.totals = {sums.c, before.a, sums.a, sums.b};
 }
 
 // num_salient and num_context of frames whose segments are given. Grid: one block; a few bytes a frame.
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const int* segment_ids, const float* similarity, int frames,
-                                                            BudgetParams params, FramePlan plan, uint8_t* cuts) {
-  for (int f = threadIdx.x; f < frames; f += kPlanThreads) {
-    cuts[f] = f + 1 == frames || segment_ids[f] != segment_ids[f + 1];
+                                                            const BudgetParams params, const FramePlan plan,
+                                                            int* num_salient, int* num_context) {
+  extern __shared__ int shared[];
+  const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
+  wait_for_predecessor();
+  for (int f = threadIdx.x; f < frames; f += blockDim.x) {
+    scratch.cuts[f] = f + 1 == frames || segment_ids[f] != segment_ids[f + 1];
+    scratch.similarity[f] = similarity[f];
   }
   __syncthreads();
-  make_plan(cuts, similarity, frames, params, plan);
+  make_plan(scratch, frames, params, plan);
+  __syncthreads();
+  for (int f = threadIdx.x; f < frames; f += blockDim.x) {
+    num_salient[f] = scratch.salient[f];
+    num_context[f] = scratch.centers_before[f + 1] - scratch.centers_before[f];
+  }
 }
 
-// Segments and plan at once, for prune. Grid: one block; a few bytes a frame, latency is its limit.
+// Segments and plan at once. Grid: one block; a few bytes a frame, latency is its limit.
 __global__ __launch_bounds__(kPlanThreads) void segment_and_plan_kernel(const float* similarity, int frames,
-                                                                        Videos videos, float threshold,
-                                                                        int min_segments, BudgetParams params,
-                                                                        FramePlan plan, uint8_t* cuts, Centers centers,
-                                                                        int max_centers) {
-  for (int c = threadIdx.x; c < max_centers; c += kPlanThreads) centers.counts[c] = 0;
-  find_cuts(similarity, frames, videos, threshold, min_segments, cuts);
-  make_plan(cuts, similarity, frames, params, plan);
+                                                                        const SegmentParams segments,
+                                                                        const BudgetParams params, const FramePlan plan,
+                                                                        const Centers centers, int max_centers,
+                                                                        int passes) {
+  extern __shared__ int shared[];
+  const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
+  wait_for_predecessor();
+  for (int c = threadIdx.x; c < max_centers; c += blockDim.x) centers.counts[c] = 0;
+  for (int p = threadIdx.x; p < passes; p += blockDim.x) plan.tickets[p] = 0;
+  for_each_cut(similarity, frames, segments.videos, segments.threshold, segments.min_segments, scratch.similarity,
+               [&](int f, bool cut) { scratch.cuts[f] = cut; });
+  make_plan(scratch, frames, params, plan);
+}
+
+// Few frames need few warps, and then the prefix sums need few steps.
+Launch plan_launch(int frames, cudaStream_t stream) {
+  const int threads = std::min(kPlanThreads, ceil_div(frames, 128) * 128);
+  const size_t shared_bytes = frames > kSharedPlanFrames ? 0 : plan_scratch(frames) * sizeof(int);
+  return {dim3(1), threads, shared_bytes, 1, stream};
 }
 
 }  // namespace
 
 cudaError_t launch_plan(const int* segment_ids, const float* similarity, int frames, const BudgetParams& params,
-                        FramePlan plan, uint8_t* cuts, cudaStream_t stream) {
-  return launch(plan_kernel, dim3(1), kPlanThreads, 0, 1, stream, segment_ids, similarity, frames, params, plan, cuts);
+                        const FramePlan& plan, int* num_salient, int* num_context, cudaStream_t stream) {
+  return launch<plan_kernel>(plan_launch(frames, stream), segment_ids, similarity, frames, params, plan, num_salient,
+                             num_context);
 }
 
-cudaError_t launch_segment_and_plan(const float* similarity, int frames, const Videos& videos, float threshold,
-                                    int min_segments, const BudgetParams& params, FramePlan plan, uint8_t* cuts,
-                                    Centers centers, int max_centers, cudaStream_t stream) {
-  return launch(segment_and_plan_kernel, dim3(1), kPlanThreads, 0, 1, stream, similarity, frames, videos, threshold,
-                min_segments, params, plan, cuts, centers, max_centers);
+cudaError_t launch_segment_and_plan(const float* similarity, int frames, const SegmentParams& segments,
+                                    const BudgetParams& params, const FramePlan& plan, const Centers& centers,
+                                    int max_centers, int passes, cudaStream_t stream) {
+  return launch<segment_and_plan_kernel>(plan_launch(frames, stream), similarity, frames, segments, params, plan,
+                                         centers, max_centers, passes);
 }
 
 }  // namespace fastvid

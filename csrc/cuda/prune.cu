@@ -1,39 +1,21 @@
 #include <algorithm>
 
-#include "core/order.h"
+#include "cluster.cuh"
 #include "launch.h"
 #include "pipeline.h"
 
 namespace fastvid {
 namespace {
 
-constexpr int kRankThreads = 256;
 constexpr int kPackThreads = 256;
 constexpr int kStoredBoundaries = 512;
-
-// rank[f, t] = place of token t among its frame's by saliency, and clears the flags of the centres.
-// Grid: a block a frame. Memory: one read of the saliency; N^2 comparisons in shared memory are its limit.
-__global__ __launch_bounds__(kRankThreads) void rank_saliency_kernel(AnyFloats saliency, uint16_t* rank,
-                                                                     uint8_t* center_flags) {
-  extern __shared__ int64_t keys[];
-  const int frame = blockIdx.x, n = saliency.columns;
-  for (int t = threadIdx.x; t < n; t += kRankThreads) keys[t] = order_key(saliency.at(frame, t));
-  __syncthreads();
-  for (int t = threadIdx.x; t < n; t += kRankThreads) {
-    const int64_t key = keys[t];
-    int place = 0;
-    for (int j = 0; j < n; ++j) place += ranks_before(keys[j], j, key, t);
-    const int64_t at = static_cast<int64_t>(frame) * n + t;
-    rank[at] = static_cast<uint16_t>(place);
-    center_flags[at] = 0;
-  }
-}
 
 // Grid: over the tokens; one read and one write of them, with whatever strides.
 template <typename T>
 __global__ __launch_bounds__(kPackThreads) void pack_kernel(const T* source, int64_t frame_stride, int64_t token_stride,
                                                             int64_t channel_stride, int channels,
                                                             const Tokens<T> packed) {
+  wait_for_predecessor();
   T* const target = const_cast<T*>(packed.data);
   const int rows = packed.frames * packed.per_frame;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -50,23 +32,18 @@ struct Boundaries {
 };
 
 __global__ void store_cu_frames_kernel(const __grid_constant__ Boundaries boundaries, int count, int32_t* device) {
+  wait_for_predecessor();
   for (int i = threadIdx.x; i < count; i += blockDim.x) device[i] = boundaries.at[i];
 }
 
 }  // namespace
 
-cudaError_t launch_rank_saliency(const AnyFloats& saliency, int frames, uint16_t* rank, uint8_t* center_flags,
-                                 cudaStream_t stream) {
-  return launch(rank_saliency_kernel, dim3(frames), kRankThreads, saliency.columns * sizeof(int64_t), 1, stream,
-                saliency, rank, center_flags);
-}
-
 template <typename T>
 cudaError_t launch_pack(const T* source, int64_t frame_stride, int64_t token_stride, int64_t channel_stride,
                         int channels, const Tokens<T>& packed, cudaStream_t stream) {
   const int blocks = std::min(packed.frames * packed.per_frame, 65536);
-  return launch(pack_kernel<T>, dim3(blocks), kPackThreads, 0, 1, stream, source, frame_stride, token_stride,
-                channel_stride, channels, packed);
+  return launch<pack_kernel<T>>({dim3(blocks), kPackThreads, 0, 1, stream}, source, frame_stride, token_stride,
+                                channel_stride, channels, packed);
 }
 template cudaError_t launch_pack(const float*, int64_t, int64_t, int64_t, int, const Tokens<float>&, cudaStream_t);
 template cudaError_t launch_pack(const __half*, int64_t, int64_t, int64_t, int, const Tokens<__half>&, cudaStream_t);
@@ -79,7 +56,7 @@ cudaError_t launch_store_cu_frames(const int32_t* host, int count, int32_t* devi
     Boundaries boundaries{};
     std::copy_n(host + first, part, boundaries.at);
     FASTVID_RETURN_IF_FAILED(
-        launch(store_cu_frames_kernel, dim3(1), 128, 0, 1, stream, boundaries, part, device + first));
+        launch<store_cu_frames_kernel>({dim3(1), 128, 0, 1, stream}, boundaries, part, device + first));
   }
   return cudaSuccess;
 }

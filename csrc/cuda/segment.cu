@@ -1,92 +1,145 @@
+#include <algorithm>
+
 #include "segment.cuh"
 
 #include "block.cuh"
+#include "cluster.cuh"
+#include "core/order.h"
 #include "launch.h"
 
 namespace fastvid {
 namespace {
 
-constexpr int kMeanWarps = 8;
+constexpr int kFeatureWarps = 8;
+constexpr int kFeatureThreads = kFeatureWarps * kWarp;
 constexpr int kSimilarityThreads = 256;
 constexpr int kSegmentThreads = 1024;
 
-// features[f] = mean of the tokens of frame f.
-// Grid: (channels / one vector a lane, frames); a block's warps share the tokens. Reads the tokens once, from device
-// memory: that is its limit.
+// rank[f, t] = place of token t among the tokens of frame f by saliency, by one block; clears the centres' flags.
+__device__ __forceinline__ void rank_frame(const Ranking& ranking, int frame, int64_t* keys) {
+  const int n = ranking.saliency.columns;
+  for (int t = threadIdx.x; t < n; t += kFeatureThreads) keys[t] = order_key(ranking.saliency.at(frame, t));
+  __syncthreads();
+  for (int t = threadIdx.x; t < n; t += kFeatureThreads) {
+    const int64_t key = keys[t];
+    int place = 0;
+#pragma unroll 8
+    for (int j = 0; j < n; ++j) place += ranks_before(keys[j], j, key, t);
+    const int64_t at = static_cast<int64_t>(frame) * n + t;
+    ranking.rank[at] = static_cast<uint16_t>(place);
+    ranking.center_flags[at] = 0;
+  }
+}
+
+// features[f] = mean of the tokens of frame f, over one vector a lane; the warps share the tokens.
 template <typename T>
-__global__ __launch_bounds__(kMeanWarps* kWarp) void mean_features_kernel(Tokens<T> tokens, float* features,
-                                                                          int features_stride) {
+__device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame, int tile, float* features,
+                                              int features_stride, float* partial) {
   constexpr int kSize = Vector<T>::kSize;
-  constexpr int kUnroll = 8;
-  __shared__ float partial[kMeanWarps][kWarp * kSize];
+  constexpr int kUnroll = 7;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int channel = (blockIdx.x * kWarp + lane) * kSize;
+  const int channel = (tile * kWarp + lane) * kSize;
   float sum[kSize] = {};
   if (channel < tokens.channels) {
-    const T* source = tokens.data + blockIdx.y * tokens.frame_stride + channel;
-    for (int first = warp; first < tokens.per_frame; first += kMeanWarps * kUnroll) {
-      Vector<T> loaded[kUnroll];
+    const T* source = tokens.row(frame * tokens.per_frame + warp) + channel;
+    const int64_t step = kFeatureWarps * tokens.row_stride;
+    const auto add = [&](const uint4& raw) {
+      const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(&raw);
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int token = first + u * kMeanWarps;
-        loaded[u] = token < tokens.per_frame
-                        ? *reinterpret_cast<const Vector<T>*>(source + token * tokens.token_stride)
-                        : Vector<T>{};
-      }
+      for (int i = 0; i < kSize; ++i) sum[i] += to_float(vector.at[i]);
+    };
+    int left = (tokens.per_frame - warp + kFeatureWarps - 1) / kFeatureWarps;  // tokens of this warp
+    for (; left >= kUnroll; left -= kUnroll, source += kUnroll * step) {
+      uint4 loaded[kUnroll];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
+      for (int u = 0; u < kUnroll; ++u) loaded[u] = *reinterpret_cast<const uint4*>(source + u * step);
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) sum[i] += to_float(loaded[u].at[i]);
-      }
+      for (int u = 0; u < kUnroll; ++u) add(loaded[u]);
     }
+    for (; left > 0; --left, source += step) add(*reinterpret_cast<const uint4*>(source));
   }
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) partial[warp][lane * kSize + i] = sum[i];
+  for (int i = 0; i < kSize; ++i) partial[(warp * kWarp + lane) * kSize + i] = sum[i];
   __syncthreads();
-  for (int i = threadIdx.x; i < kWarp * kSize; i += blockDim.x) {
-    const int out = blockIdx.x * kWarp * kSize + i;
+  for (int i = threadIdx.x; i < kWarp * kSize; i += kFeatureThreads) {
+    const int out = tile * kWarp * kSize + i;
     if (out >= features_stride) continue;
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kMeanWarps; ++w) total += partial[w][i];
-    features[static_cast<int64_t>(blockIdx.y) * features_stride + out] = total / tokens.per_frame;
+    for (int w = 0; w < kFeatureWarps; ++w) total += partial[w * kWarp * kSize + i];
+    features[static_cast<int64_t>(frame) * features_stride + out] = total / tokens.per_frame;
+  }
+}
+
+// Frame features and saliency ranks.
+// Grid: frames x (tiles of one vector a lane, and one block for the ranks). Memory: reads the tokens once, from device
+// memory, which is the limit; N^2 comparisons of saliency hide behind it.
+template <typename T>
+__global__ __launch_bounds__(kFeatureThreads) void frame_features_kernel(const __grid_constant__ Tokens<T> tokens,
+                                                                         float* features, int features_stride,
+                                                                         const Ranking ranking) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  wait_for_predecessor();
+  const int blocks = features == nullptr ? 1 : (tokens.channels + kWarp * Vector<T>::kSize - 1) / (kWarp * Vector<T>::kSize) + 1;
+  const int frame = blockIdx.x / blocks, tile = blockIdx.x - frame * blocks;
+  if (tile == 0) {
+    rank_frame(ranking, frame, reinterpret_cast<int64_t*>(shared));
+  } else {
+    mean_of_frame(tokens, frame, tile - 1, features, features_stride, reinterpret_cast<float*>(shared));
   }
 }
 
 // similarity[f] = cosine of the features of frame f and the next, -1 at a video's last frame.
 // Grid: a block a frame. Reads two feature vectors, out of L2 after the kernel above: launch latency is its limit.
-__global__ __launch_bounds__(kSimilarityThreads) void similarity_kernel(AnyFloats features, int frames, Videos videos,
-                                                                        float* similarity) {
-  __shared__ float scratch[kSimilarityThreads / kWarp];
+__global__ __launch_bounds__(kSimilarityThreads) void similarity_kernel(const AnyFloats features, int frames,
+                                                                        const Videos videos, float* similarity) {
+  __shared__ float scratch[3][kSimilarityThreads / kWarp];
+  wait_for_predecessor();
   const int f = blockIdx.x;
   if (f + 1 == video_of(videos, f, frames).end) {
     if (threadIdx.x == 0) similarity[f] = -1.0f;
     return;
   }
   float dot = 0.0f, squared = 0.0f, squared_next = 0.0f;
+#pragma unroll 4
   for (int c = threadIdx.x; c < features.columns; c += kSimilarityThreads) {
     const float x = static_cast<float>(features.at(f, c)), y = static_cast<float>(features.at(f + 1, c));
     dot += x * y;
     squared += x * x;
     squared_next += y * y;
   }
-  dot = block_sum(dot, scratch);
-  squared = block_sum(squared, scratch);
-  squared_next = block_sum(squared_next, scratch);
-  if (threadIdx.x == 0) similarity[f] = cosine(dot, squared, squared_next);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  dot = warp_sum(dot);
+  squared = warp_sum(squared);
+  squared_next = warp_sum(squared_next);
+  if (lane == 0) {
+    scratch[0][warp] = dot;
+    scratch[1][warp] = squared;
+    scratch[2][warp] = squared_next;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  float totals[3] = {};
+  for (int w = 0; w < kSimilarityThreads / kWarp; ++w) {
+    for (int i = 0; i < 3; ++i) totals[i] += scratch[i][w];
+  }
+  similarity[f] = cosine(totals[0], totals[1], totals[2]);
 }
 
 // segment_ids of all frames, counted over the batch. Grid: one block; a few bytes a frame.
-__global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* similarity, int frames, Videos videos,
-                                                                  float threshold, int min_segments, uint8_t* cuts,
-                                                                  int* segment_ids) {
-  __shared__ Counts scratch[kSegmentThreads / kWarp];
-  find_cuts(similarity, frames, videos, threshold, min_segments, cuts);
+__global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* similarity, int frames,
+                                                                  const Videos videos, float threshold,
+                                                                  int min_segments, int* scratch, int* segment_ids) {
+  __shared__ Counts of_warps[kSegmentThreads / kWarp];
+  wait_for_predecessor();
+  int* const cuts = scratch + frames;
+  for_each_cut(similarity, frames, videos, threshold, min_segments, reinterpret_cast<float*>(scratch),
+               [&](int f, bool cut) { cuts[f] = cut; });
   int before = 0;
   for (int base = 0; base < frames; base += kSegmentThreads) {
     const int f = base + threadIdx.x;
     Counts total;
-    const Counts place = block_scan({f < frames && cuts[f], 0, 0}, total, scratch);
+    const Counts place = block_scan({f < frames ? cuts[f] : 0, 0, 0}, total, of_warps);
     if (f < frames) segment_ids[f] = before + place.a;
     before += total.a;
   }
@@ -95,33 +148,29 @@ __global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* s
 }  // namespace
 
 template <typename T>
-cudaError_t launch_mean_features(const Tokens<T>& tokens, float* features, int features_stride, cudaStream_t stream) {
-  const int blocks = ceil_div(tokens.channels, kWarp * Vector<T>::kSize);
-  // Frames lie along y, of which a grid has 65535.
-  for (int first = 0; first < tokens.frames; first += 65535) {
-    Tokens<T> part = tokens;
-    part.data += first * tokens.frame_stride;
-    part.frames = tokens.frames - first < 65535 ? tokens.frames - first : 65535;
-    FASTVID_RETURN_IF_FAILED(launch(mean_features_kernel<T>, dim3(blocks, part.frames), kMeanWarps * kWarp, 0, 1,
-                                    stream, part, features + static_cast<int64_t>(first) * features_stride,
-                                    features_stride));
-  }
-  return cudaSuccess;
+cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride,
+                                  const Ranking& ranking, cudaStream_t stream) {
+  const int channels_a_block = kWarp * Vector<T>::kSize;
+  const int blocks = features == nullptr ? 1 : ceil_div(tokens.channels, channels_a_block) + 1;
+  const size_t shared_bytes = std::max<size_t>(kFeatureWarps * channels_a_block * sizeof(float),
+                                               tokens.per_frame * sizeof(int64_t));
+  return launch<frame_features_kernel<T>>({dim3(tokens.frames * blocks), kFeatureThreads, shared_bytes, 1, stream},
+                                          tokens, features, features_stride, ranking);
 }
-template cudaError_t launch_mean_features(const Tokens<float>&, float*, int, cudaStream_t);
-template cudaError_t launch_mean_features(const Tokens<__half>&, float*, int, cudaStream_t);
-template cudaError_t launch_mean_features(const Tokens<__nv_bfloat16>&, float*, int, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<float>&, float*, int, const Ranking&, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<__half>&, float*, int, const Ranking&, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<__nv_bfloat16>&, float*, int, const Ranking&, cudaStream_t);
 
 cudaError_t launch_similarity(const AnyFloats& features, int frames, const Videos& videos, float* similarity,
                               cudaStream_t stream) {
-  return launch(similarity_kernel, dim3(frames), kSimilarityThreads, 0, 1, stream, features, frames, videos,
-                similarity);
+  return launch<similarity_kernel>({dim3(frames), kSimilarityThreads, 0, 1, stream}, features, frames, videos,
+                                   similarity);
 }
 
 cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold,
-                           int min_segments, uint8_t* cuts, int* segment_ids, cudaStream_t stream) {
-  return launch(segment_kernel, dim3(1), kSegmentThreads, 0, 1, stream, similarity, frames, videos, threshold,
-                min_segments, cuts, segment_ids);
+                           int min_segments, int* scratch, int* segment_ids, cudaStream_t stream) {
+  return launch<segment_kernel>({dim3(1), kSegmentThreads, 0, 1, stream}, similarity, frames, videos, threshold,
+                                min_segments, scratch, segment_ids);
 }
 
 }  // namespace fastvid

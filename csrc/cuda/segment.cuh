@@ -6,22 +6,27 @@
 
 namespace fastvid {
 
-// Writes cuts[f] = whether a segment ends with frame f. Every frame counts the frames of its video that are less
-// similar to their successors: F^2 comparisons a video, 0.3 us for 128 frames.
-__device__ __forceinline__ void find_cuts(const float* similarity, int frames, const Videos& videos, float threshold,
-                                          int min_segments, uint8_t* cuts) {
+// Calls visit(f, cut) by one thread a frame, whether a segment ends with frame f. Every frame counts the frames of its
+// video that are less similar to their successors: F^2 comparisons a video. `local` is room for `frames` floats near
+// the block.
+template <typename Visit>
+__device__ __forceinline__ void for_each_cut(const float* similarity, int frames, const Videos& videos, float threshold,
+                                             int min_segments, float* local, Visit&& visit) {
+  for (int f = threadIdx.x; f < frames; f += blockDim.x) local[f] = similarity[f];
+  __syncthreads();
   for (int f = threadIdx.x; f < frames; f += blockDim.x) {
     const FrameRange video = video_of(videos, f, frames);
     bool cut = f + 1 == video.end;
     if (!cut) {
-      const float mine = similarity[f];
+      const float mine = local[f];
       int rank = 0;
       if (!(mine < threshold) && min_segments > 1) {
-        for (int j = video.begin; j + 1 < video.end; ++j) rank += less_similar(similarity[j], j, mine, f);
+#pragma unroll 8
+        for (int j = video.begin; j < video.end - 1; ++j) rank += less_similar(local[j], j, mine, f);
       }
       cut = is_cut(mine, threshold, rank, min_segments);
     }
-    cuts[f] = cut;
+    visit(f, cut);
   }
   __syncthreads();
 }

@@ -15,6 +15,7 @@ __device__ __forceinline__ int score_key(float score) { return max(order_key(sco
 __device__ __forceinline__ float score_of(int i, const float* row, int n, const FrameState& state, float farthest) {
   const float mine = state.density[i];
   float nearest = farthest;
+#pragma unroll 2
   for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
     if (denser(state.density[j], j, mine, i)) nearest = fminf(nearest, row[j]);
   }
@@ -31,6 +32,7 @@ __device__ __forceinline__ void for_each_choice(int n, int count, const FrameSta
     if (chosen) {
       const int key = state.keys[token];
       int better = 0;
+#pragma unroll 8
       for (int j = 0; j < n; ++j) better += ranks_before(state.keys[j], j, key, token);
       chosen = better < count;
     }

@@ -1,4 +1,4 @@
-// Tokens as the kernels see them: rows of whole 16-byte vectors, at any frame and token stride.
+// Tokens as the kernels see them: rows of whole 16-byte vectors at one stride.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,15 +15,12 @@ constexpr int kWarp = 32;
 template <typename T>
 struct Tokens {
   const T* data;
-  int64_t frame_stride, token_stride;  // in elements
-  int frames, per_frame;               // T, N
-  int channels;                        // D, rounded up to whole vectors; what lies behind D is 0
+  int64_t row_stride;     // from a token to the next, through all frames, in elements
+  int frames, per_frame;  // T, N
+  int channels;           // D, rounded up to whole vectors; what lies behind D is 0
 
   // Row f * N + t, the flat index by which tokens are named everywhere.
-  __device__ __forceinline__ const T* row(int index) const {
-    const int frame = index / per_frame;
-    return data + frame * frame_stride + (index - frame * per_frame) * token_stride;
-  }
+  __device__ __forceinline__ const T* row(int index) const { return data + index * row_stride; }
   __device__ __forceinline__ int row_bytes() const { return channels * static_cast<int>(sizeof(T)); }
 };
 
