@@ -60,7 +60,8 @@ void check_shape(const char* name, const Tensor& tensor, const char* wanted, std
       }
       first = false;
     }
-    refuse(name, "got shape ", shape_of(tensor), ", want ", wanted, " = (", values.str(), sizes.size() == 1 ? ",)" : ")");
+    refuse(name, "got shape ", shape_of(tensor), ", want ", wanted, " = (", values.str(),
+           sizes.size() == 1 ? ",)" : ")");
   }
 }
 
@@ -123,7 +124,8 @@ void check_boundaries(const Index* cuts, int64_t count, int64_t frames) {
 void check_cu_frames(const MaybeTensor& cu_frames, const char* like_name, const Tensor& like) {
   if (!cu_frames) return;
   check_shape("cu_frames", *cu_frames, "(B+1,)", {kAny});
-  if (cu_frames->size(0) < 2) refuse("cu_frames", "got shape ", shape_of(*cu_frames), ", want (B+1,) with B of at least 1");
+  if (cu_frames->size(0) < 2)
+    refuse("cu_frames", "got shape ", shape_of(*cu_frames), ", want (B+1,) with B of at least 1");
   const ScalarType dtype = cu_frames->scalar_type();
   if (dtype != ScalarType::Int && dtype != ScalarType::Long) {
     refuse("cu_frames", "got dtype ", torch::headeronly::toString(dtype), ", want int32 or int64");

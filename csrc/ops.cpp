@@ -5,18 +5,18 @@
 
 #include "checks.h"
 
-#define PRUNE_ARGS                                                                                                    \
-  "(Tensor tokens, Tensor saliency, Tensor? frame_features=None, Tensor? cu_frames=None, *, "                         \
-  "float retention_ratio=0.1, int min_segments=8, float segment_threshold=0.9, float context_ratio=0.4, "             \
-  "int anchor_stride=4, float merge_floor=0.6, int num_neighbors=4, float? thin_threshold=None, "                     \
+#define PRUNE_ARGS                                                                                        \
+  "(Tensor tokens, Tensor saliency, Tensor? frame_features=None, Tensor? cu_frames=None, *, "             \
+  "float retention_ratio=0.1, int min_segments=8, float segment_threshold=0.9, float context_ratio=0.4, " \
+  "int anchor_stride=4, float merge_floor=0.6, int num_neighbors=4, float? thin_threshold=None, "         \
   "bool spread_remainder=True, bool merge_centers=False)"
 #define SEGMENT_ARGS "(Tensor frame_features, Tensor? cu_frames=None, *, int min_segments=8, float threshold=0.9)"
-#define PLAN_ARGS                                                                                                     \
-  "(Tensor segment_ids, Tensor similarity, int tokens_per_frame, *, float retention_ratio=0.1, "                      \
+#define PLAN_ARGS                                                                                \
+  "(Tensor segment_ids, Tensor similarity, int tokens_per_frame, *, float retention_ratio=0.1, " \
   "float context_ratio=0.4, int anchor_stride=4, float? thin_threshold=None, bool spread_remainder=True)"
 #define KNN_DENSITY_ARGS "(Tensor tokens, Tensor? mask=None, *, int num_neighbors=4)"
 #define SELECT_PEAKS_ARGS "(Tensor tokens, Tensor density, int num_peaks, Tensor? mask=None)"
-#define SCATTER_MERGE_ARGS                                                                                            \
+#define SCATTER_MERGE_ARGS \
   "(Tensor tokens, Tensor centers, Tensor? mask=None, *, float merge_floor=0.6, bool merge_centers=False)"
 
 STABLE_TORCH_LIBRARY(fastvid, m) {

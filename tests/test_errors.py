@@ -170,7 +170,6 @@ def test_mixed_devices(op, name, like, here, there):
             "tokens: got N = 4097 tokens a frame on CUDA, want at most 4096",
         ),
         ("segment", {"frame_features": zeros(4, 6, dtype=torch.float64)}, "frame_features: got dtype float64 on CUDA"),
-        ("prune", {"cu_frames": cuts(0, 9, 4, 9)[::2]}, "cu_frames: got a strided tensor, want a contiguous one"),
         ("prune", {"cu_frames": cuts(0, 4).float()}, "cu_frames: got dtype Float, want int32 or int64"),
     ],
 )
@@ -178,3 +177,10 @@ def test_refused_on_cuda_alone(op, changed, message):
     wrong = {name: value.to("cuda") for name, value in changed.items()}
     with pytest.raises(RuntimeError, match=says(message)):
         getattr(ops, op)(**{**arguments(op, "cuda"), **wrong})
+
+
+@pytest.mark.cuda
+def test_strided_cu_frames_on_cuda():
+    strided = cuts(0, 9, 4, 9).to("cuda")[::2]
+    with pytest.raises(RuntimeError, match=says("cu_frames: got a strided tensor, want a contiguous one")):
+        ops.prune(**{**arguments("prune", "cuda"), "cu_frames": strided})

@@ -6,12 +6,12 @@
 namespace fastvid {
 
 struct BudgetParams {
-  int tokens_per_frame;     // N
-  double retention_ratio;   // r
-  double context_ratio;     // d
-  int anchor_stride;        // p
+  int tokens_per_frame;    // N
+  double retention_ratio;  // r
+  double context_ratio;    // d
+  int anchor_stride;       // p
   bool spread_remainder;
-  bool thin;                // whether thin_threshold is given
+  bool thin;  // whether thin_threshold is given
   float thin_threshold;
 };
 

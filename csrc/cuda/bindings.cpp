@@ -234,7 +234,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   Centers centers{};
   Assignments assignments{};
   Ranking ranking{any_floats(saliency), nullptr, nullptr};
-  float *features, *similarity;
+  float *features, *similarity, *gram;
   void* peaks_workspace;
   const auto lay_out = [&](Workspace workspace) {
     input.take(workspace);
@@ -249,6 +249,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
     centers.flags = workspace.take<uint8_t>(rows);
     assignments.pitch = assignment_pitch(rows);
     assignments.table = workspace.take<uint16_t>(assignments.pitch * anchors);
+    gram = workspace.take<float>(gram_floats(frames, n));
     peaks_workspace = workspace.take<char>(peaks_bytes);
     return workspace.bytes();
   };
@@ -268,8 +269,11 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, segments, params.budget, plan, centers,
                                                    output.capacity, passes, stream));
   const Candidates candidates{nullptr, ranking.rank, plan.records, n};
-  DensityPeaks<T> peaks{};
-  peaks.tokens = input.view;
+  FASTVID_RETURN_IF_FAILED(launch_gram(input.view, &plan, gram, stream));
+  DensityPeaks peaks{};
+  peaks.gram = gram;
+  peaks.frames = frames;
+  peaks.per_frame = n;
   peaks.inverse_channels = 1.0f / input.channels;
   peaks.candidates = candidates;
   peaks.num_neighbors = params.num_neighbors;
@@ -411,8 +415,10 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     size_t peaks_bytes;
     check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, peaks_bytes), op);
     void* peaks_workspace;
+    float* gram;
     const auto lay_out = [&](Workspace workspace) {
       input.take(workspace);
+      gram = workspace.take<float>(gram_floats(input.view.frames, input.view.per_frame));
       peaks_workspace = workspace.take<char>(peaks_bytes);
       return workspace.bytes();
     };
@@ -420,8 +426,11 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     lay_out(Workspace(workspace.mutable_data_ptr()));
     const cudaStream_t stream = current_stream(tokens);
     check_cuda(input.fill(stream), op);
-    DensityPeaks<T> peaks{};
-    peaks.tokens = input.view;
+    check_cuda(launch_gram<T>(input.view, nullptr, gram, stream), op);
+    DensityPeaks peaks{};
+    peaks.gram = gram;
+    peaks.frames = input.view.frames;
+    peaks.per_frame = input.view.per_frame;
     peaks.inverse_channels = 1.0f / input.channels;
     peaks.candidates.mask = dense_mask ? static_cast<const uint8_t*>(dense_mask->const_data_ptr()) : nullptr;
     peaks.candidates.per_frame = input.view.per_frame;
@@ -436,7 +445,7 @@ Tensor knn_density(const Tensor& tokens, const MaybeTensor& mask, int64_t num_ne
   const DeviceGuard guard(tokens.get_device_index());
   Tensor density = empty_like(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
   if (tokens.size(0) == 0) return density;
-  density_peaks("knn_density", tokens, mask, [&](auto& peaks) {
+  density_peaks("knn_density", tokens, mask, [&](DensityPeaks& peaks) {
     peaks.num_neighbors = clamped(num_neighbors);
     peaks.density = static_cast<float*>(density.mutable_data_ptr());
   });
@@ -452,7 +461,7 @@ std::tuple<Tensor, Tensor> select_peaks(const Tensor& tokens, const Tensor& dens
   Tensor score = empty_like(tokens, {tokens.size(0), tokens.size(1)}, ScalarType::Float);
   if (tokens.size(0) == 0) return {centers, score};
   const Tensor given = torch::stable::contiguous(density);
-  density_peaks("select_peaks", tokens, mask, [&](auto& peaks) {
+  density_peaks("select_peaks", tokens, mask, [&](DensityPeaks& peaks) {
     peaks.given_density = static_cast<const float*>(given.const_data_ptr());
     peaks.score = static_cast<float*>(score.mutable_data_ptr());
     peaks.num_peaks = static_cast<int>(num_peaks);

@@ -3,7 +3,6 @@
 
 #include "block.cuh"
 #include "core/knn_density.h"
-#include "gram.cuh"
 
 namespace fastvid {
 
@@ -76,7 +75,8 @@ __device__ __forceinline__ float distances_of(int i, float* row, int n, const Fr
 // rho of one token: sums its `neighbors` smallest distances in ascending order, by a warp. `nearest` holds each lane's
 // first ones; where more are wanted, further passes over the row find the next.
 __device__ __forceinline__ float density_of(const float* row, int n, int neighbors, Nearest nearest) {
-  float sum = 0.0f, last = 0.0f;
+  double sum = 0.0;  // of as many terms as the caller likes
+  float last = 0.0f;
   int last_index = -1;
   for (int taken = 0; taken < neighbors; ++taken) {
     if (taken > 0 && taken % Nearest::kSize == 0) {
@@ -94,7 +94,7 @@ __device__ __forceinline__ float density_of(const float* row, int n, int neighbo
     sum += last;
     if (nearest.index[0] == last_index) nearest.drop_first();
   }
-  return density(sum, neighbors);
+  return density(static_cast<float>(sum), neighbors);
 }
 
 }  // namespace fastvid

@@ -121,10 +121,17 @@ cudaError_t launch_segment_and_plan(const float* similarity, int frames, const S
                                     const BudgetParams& params, const FramePlan& plan, const Centers& centers,
                                     int max_centers, int passes, cudaStream_t stream);
 
-// ---- density_peaks.cu
+// ---- gram.cu
+// Floats that the products of `frames` frames take.
+size_t gram_floats(int frames, int per_frame);
+// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null.
 template <typename T>
+cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream);
+
+// ---- density_peaks.cu
 struct DensityPeaks {
-  Tokens<T> tokens;
+  const float* gram;
+  int frames, per_frame;       // T, N
   float inverse_channels;      // 1 / D
   Candidates candidates;
   int num_neighbors;           // k
@@ -140,8 +147,7 @@ struct DensityPeaks {
 };
 // Bytes of device memory that the kernel needs for frames of this size.
 cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes);
-template <typename T>
-cudaError_t launch_density_peaks(const DensityPeaks<T>& work, void* workspace, cudaStream_t stream);
+cudaError_t launch_density_peaks(const DensityPeaks& peaks, void* workspace, cudaStream_t stream);
 
 // ---- scatter_merge.cu
 // Numbers of centres are stored so that, read as bfloat16 or float16, they are distinct normal values: tensor-core
