@@ -1,6 +1,8 @@
 // The most similar centre of every token, per anchor frame of its segment.
 #pragma once
 
+#include <type_traits>
+
 #include "block.cuh"
 #include "cluster.cuh"
 #include "core/order.h"
@@ -113,29 +115,32 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     }
 
     float sums[kAssignCenters / 8][4] = {};
-    for (int slice = 0; slice < slices; ++slice) {
-      wait_copies(kAssignStages - 2);
-      __syncthreads();
-      start_tokens(slice + kAssignStages - 1);
-      start_centers(slice + kAssignStages - 1);
-      if (warp_row >= num_tokens) continue;
-      const uint32_t tile = tile0 + slice % kAssignStages * kAssignTileBytes;
+    // Products with the first sixteen centres of so many groups; the number is static for the sake of the inner loop.
+    const auto multiply_slices = [&](auto groups) {
+      for (int slice = 0; slice < slices; ++slice) {
+        wait_copies(kAssignStages - 2);
+        __syncthreads();
+        start_tokens(slice + kAssignStages - 1);
+        start_centers(slice + kAssignStages - 1);
+        const uint32_t tile = tile0 + slice % kAssignStages * kAssignTileBytes;
 #pragma unroll
-      for (int step = 0; step < kTileRowBytes / kStepBytes; ++step) {
-        uint32_t a[4], b[kAssignCenters / 16][4];
-        load_rows(a, tile + warp_row * kTileRowBytes, step);
+        for (int step = 0; step < kTileRowBytes / kStepBytes; ++step) {
+          uint32_t a[4], b[groups()][4];
+          load_rows(a, tile + warp_row * kTileRowBytes, step);
 #pragma unroll
-        for (int c = 0; c < kAssignCenters / 16; ++c) {
-          if (c * 16 < num_centers) load_columns(b[c], tile + (kAssignRows + c * 16) * kTileRowBytes, step);
-        }
+          for (int c = 0; c < groups(); ++c) load_columns(b[c], tile + (kAssignRows + c * 16) * kTileRowBytes, step);
 #pragma unroll
-        for (int c = 0; c < kAssignCenters / 16; ++c) {
-          if (c * 16 < num_centers) {
+          for (int c = 0; c < groups(); ++c) {
             multiply(sums[c * 2], a, b[c][0], b[c][1], T{});
             multiply(sums[c * 2 + 1], a, b[c][2], b[c][3], T{});
           }
         }
       }
+    };
+    if (num_centers <= 32) {
+      multiply_slices(std::integral_constant<int, 2>{});
+    } else {
+      multiply_slices(std::integral_constant<int, kAssignCenters / 16>{});
     }
     wait_copies(0);
     __syncthreads();

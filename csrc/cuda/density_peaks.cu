@@ -35,24 +35,28 @@ __device__ __forceinline__ void load_products(const float* tiles, const GramTile
                                               int end_row, float* rows, int pitch, float* norms) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   for (int j = threadIdx.x; j < n; j += kPeaksThreads) norms[j] = gram_at(tiles, shape, j, j);
-  // Lanes go along the rows of the tiles: pairs (i, j) with j in the same tile or after, then those with j before.
-  for (int i = first_row + warp; i < end_row; i += kPeaksWarps) {
-    const int first = i / shape.size * shape.size;
-#pragma unroll 4
-    for (int j = first + lane; j < n; j += kWarp) {
-      const int column = j / shape.size, row = i / shape.size;
-      rows[(i - first_row) * pitch + j] =
-          tiles[(shape.at(row, column) * shape.size + i - first) * shape.size + j - column * shape.size];
-    }
-  }
-  const int end_column = (end_row - 1) / shape.size * shape.size;
-#pragma unroll 4
-  for (int j = warp; j < end_column; j += kPeaksWarps) {
-    const int row = j / shape.size;
-    for (int i = max(first_row, (row + 1) * shape.size) + lane; i < end_row; i += kWarp) {
-      const int column = i / shape.size;
-      rows[(i - first_row) * pitch + j] =
-          tiles[(shape.at(row, column) * shape.size + j - row * shape.size) * shape.size + i - column * shape.size];
+  // Tile by tile, lanes along its rows: as it stands for pairs (i, j) with j in the same tile or after, transposed for
+  // those with j before.
+  const int first_tile = first_row / shape.size, end_tile = (end_row - 1) / shape.size + 1;
+  for (int mine = first_tile; mine < end_tile; ++mine) {
+    const int begin = max(first_row, mine * shape.size), end = min(end_row, (mine + 1) * shape.size);
+    for (int other = 0; other < shape.across; ++other) {
+      const int other_begin = other * shape.size, other_size = min(shape.size, n - other_begin);
+      const float* const tile = tiles + shape.at(min(mine, other), max(mine, other)) * shape.size * shape.size;
+      float* const target = rows + other_begin;
+      if (other >= mine) {
+#pragma unroll 2
+        for (int i = begin + warp; i < end; i += kPeaksWarps) {
+          const float* const source = tile + (i - mine * shape.size) * shape.size;
+          for (int j = lane; j < other_size; j += kWarp) target[(i - first_row) * pitch + j] = source[j];
+        }
+      } else {
+#pragma unroll 2
+        for (int j = warp; j < other_size; j += kPeaksWarps) {
+          const float* const source = tile + j * shape.size - mine * shape.size;
+          for (int i = begin + lane; i < end; i += kWarp) target[(i - first_row) * pitch + j] = source[i];
+        }
+      }
     }
   }
 }

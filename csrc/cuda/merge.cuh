@@ -14,7 +14,7 @@ constexpr int kMergeTileRows = 64;             // tokens a tile, of which a warp
 constexpr int kMergeRowBytes = kTileRowBytes;  // channels that a block merges at a time, of which it takes a half
 constexpr int kMergeWarpRows = 16;
 static_assert(kMergeThreads / kWarp == 2 * kMergeTileRows / kMergeWarpRows);
-constexpr int kMergeStages = 4;
+constexpr int kMergeStages = 6;
 constexpr int kMergeGroups = kMergeCenters / 16;  // centres go through the tensor cores by sixteens
 // Assignments of an anchor frame's tokens in a tile; the padding keeps the frames in different banks.
 constexpr int kOneHotPitch = kMergeTileRows * sizeof(uint16_t) + kVectorBytes;
