@@ -3,7 +3,7 @@
 ``torch.ops.fastvid.prune`` and its stages are there once this package is imported. See README.md.
 """
 
-from . import _library
+from . import _library  # noqa: F401, registers the ops
 from ._version import __version__
 from .api import PruneResult, prune
 from .config import PruneConfig, retained_count

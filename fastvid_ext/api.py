@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class PruneResult:
         per_frame_rows = self.frame_counts.tolist()
         per_frame = self._tokens_per_frame
         bounds = self.cu_frames.tolist()
-        lengths = [sum(per_frame_rows[begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = [sum(per_frame_rows[begin:end]) for begin, end in pairwise(bounds)]
         rows, indices = self.tokens.split(lengths), self.indices.split(lengths)
         return [(r, i - begin * per_frame) for r, i, begin in zip(rows, indices, bounds, strict=False)]
 

@@ -1,13 +1,16 @@
 """FastVID in plain PyTorch: what the CUDA kernels are checked against, and what runs on a CPU.
 
 FastVID (Shen et al., NeurIPS 2025, arXiv 2503.11187) cuts a video into segments, keeps the most salient tokens of
-each frame, and merges the rest into the density peaks of a few anchor frames. The functions here carry the names and
-the signatures of the ops in ``torch.ops.fastvid``. They trust their arguments; the ops check them first.
+each frame, and merges the rest into the density peaks of a few anchor frames; docs/algorithm.md defines every step. The
+functions here carry the names and the signatures of the ops in ``torch.ops.fastvid``. They trust their arguments; the
+ops check them first.
 
 Sums accumulate in float32, or in float64 for float64 input, which makes the same code the oracle of the tests.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,9 +128,7 @@ def knn_density(tokens: Tensor, mask: Tensor | None = None, *, num_neighbors: in
     return _density(_squared_distances(tokens), _everything(tokens, mask), num_neighbors)
 
 
-def select_peaks(
-    tokens: Tensor, density: Tensor, num_peaks: int, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def select_peaks(tokens: Tensor, density: Tensor, num_peaks: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Choose the density peaks of each frame as centres (DPC-kNN).
 
     The score is gamma_i = rho_i * delta_i, delta_i the distance to the nearest denser token; for a token with none,
@@ -179,7 +180,7 @@ def scatter_merge(
     x = _accumulated(tokens)
     results = [_merge(*args, merge_floor, merge_centers) for args in zip(x, _unit(x), centers, mask)]
     if not results:
-        b, n, d = tokens.shape
+        _, n, d = tokens.shape
         return tokens.new_empty(0, centers.shape[1], d), centers.new_empty(0, n), centers.new_empty(centers.shape)
     merged, assignment, counts = map(torch.stack, zip(*results))
     return merged.to(tokens.dtype), assignment, counts
@@ -215,7 +216,7 @@ def prune(
         tokens (K, D) in the dtype of tokens, indices (K,) int64 ascending into the T*N tokens, and frame_counts (T,)
         int32, rows kept of each frame.
     """
-    frames, n, _ = tokens.shape
+    n = tokens.shape[1]
     if frame_features is None:
         frame_features = tokens.mean(1, dtype=_accumulated(tokens[:0]).dtype)
     segment_ids, similarity = segment(frame_features, cu_frames, min_segments=min_segments, threshold=segment_threshold)
@@ -289,9 +290,9 @@ def _everything(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _videos(cu_frames: Tensor | None, frames: int) -> list[tuple[int, int]]:
-    """First and last-but-one frame of every video that has any."""
+    """Where every video that has frames begins and ends."""
     cuts = [0, frames] if cu_frames is None else cu_frames.tolist()
-    return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
+    return [(begin, end) for begin, end in pairwise(cuts) if end > begin]
 
 
 def _segment_bounds(segment_ids: Tensor) -> list[tuple[int, int]]:

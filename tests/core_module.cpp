@@ -53,7 +53,10 @@ std::vector<bool> cuts(const std::vector<float>& similarity, float threshold, in
   const int count = static_cast<int>(similarity.size());
   for (int i = 0; i < count; ++i) {
     int less = 0;
-    for (int j = 0; j < count; ++j) less += fastvid::less_similar(similarity[j], j, similarity[i], i);
+    for (int j = 0; j < count; ++j) {
+      less +=
+          fastvid::ranks_before(fastvid::similarity_key(similarity[j]), j, fastvid::similarity_key(similarity[i]), i);
+    }
     found.push_back(fastvid::is_cut(similarity[i], threshold, less, min_segments));
   }
   return found;
@@ -75,7 +78,7 @@ PYBIND11_MODULE(fastvid_core, m) {
 
   m.def("inverse_norm", py::vectorize(&fastvid::inverse_norm));
   m.def("cosine", py::vectorize(&fastvid::cosine));
-  m.def("less_similar", py::vectorize(&fastvid::less_similar));
+  m.def("similarity_key", py::vectorize(&fastvid::similarity_key));
   m.def("is_cut", py::vectorize(&fastvid::is_cut));
   m.def("cuts", &cuts);
 

@@ -126,3 +126,22 @@ def test_library_refers_to_no_python():
     """So that one build serves every Python."""
     for path in _library.status.folder.glob("libfastvid*.so"):
         assert not re.search(rb"\0_?Py[A-Z_][A-Za-z_]+\0", path.read_bytes())
+
+
+@pytest.mark.cuda
+def test_overlap_changes_no_bit():
+    """Kernels that start before their predecessors end compute what they compute one after the other."""
+    code = (
+        "import hashlib, torch, fastvid_ext\n"
+        "torch.manual_seed(0)\n"
+        "tokens = torch.randn(40, 196, 512).to('cuda', torch.bfloat16)\n"
+        "saliency = torch.rand(40, 196).cuda()\n"
+        "digest = hashlib.sha256()\n"
+        "for _ in range(20):\n"
+        "    for part in torch.ops.fastvid.prune(tokens, saliency):\n"
+        "        digest.update(part.view(torch.uint8).cpu().numpy().tobytes())\n"
+        "print(digest.hexdigest())"
+    )
+    overlapping, one_by_one = python(code, FASTVID_OVERLAP="1"), python(code, FASTVID_OVERLAP="0")
+    assert overlapping.returncode == one_by_one.returncode == 0, overlapping.stderr + one_by_one.stderr
+    assert overlapping.stdout == one_by_one.stdout

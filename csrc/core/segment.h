@@ -18,10 +18,8 @@ FASTVID_HOST_DEVICE float cosine(float dot, float squared_a, float squared_b) {
   return dot / (fmaxf(sqrtf(squared_a), kNormFloor) * fmaxf(sqrtf(squared_b), kNormFloor));
 }
 
-// Whether frame i is less similar to its successor than frame j is; NaN counts as most similar.
-FASTVID_HOST_DEVICE bool less_similar(float similarity_i, int i, float similarity_j, int j) {
-  return ranks_before(order_key(-similarity_i), i, order_key(-similarity_j), j);
-}
+// Key by which frames are ranked, the least similar to their successors first; NaN counts as most similar.
+FASTVID_HOST_DEVICE int32_t similarity_key(float similarity) { return order_key(-similarity); }
 
 // Whether a video is cut after a frame that is not its last. num_less_similar counts the frames of the video that are
 // less similar to their successors.

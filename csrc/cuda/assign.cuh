@@ -48,7 +48,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
                                             const Candidates& candidates, const Assignments& assignments,
                                             bool merge_centers, int pass, int frame, int part, int parts,
                                             unsigned char* shared) {
-  __shared__ Choice best[kAssignRows];             // of the anchor frame that the last tile of centres left open
+  __shared__ Choice best[kAssignRows];  // of the anchor frame that the last tile of centres left open
   __shared__ Center tile_centers[kAssignCenters];
   __shared__ float inverse_norms[kAssignCenters];
   __shared__ bool mergeable[kAssignRows], is_center[kAssignRows];

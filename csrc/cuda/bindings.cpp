@@ -282,10 +282,10 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   peaks.centers = centers;
   FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
-    FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, output,
-                                           params.merge_centers, pass, stream));
-    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass,
-                                          max_items, stream));
+    FASTVID_RETURN_IF_FAILED(
+        launch_assign(input.view, plan, centers, candidates, assignments, output, params.merge_centers, pass, stream));
+    FASTVID_RETURN_IF_FAILED(
+        launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass, max_items, stream));
   }
   return cudaSuccess;
 }
@@ -333,10 +333,13 @@ PruneResult prune(const Tensor& tokens, const Tensor& saliency, const MaybeTenso
   check_prune(tokens, saliency, frame_features, cu_frames, retention_ratio, min_segments, segment_threshold,
               context_ratio, anchor_stride, merge_floor, num_neighbors, thin_threshold, spread_remainder,
               merge_centers);
-  const PruneParams params{budget_params(tokens.size(1), retention_ratio, context_ratio, anchor_stride, thin_threshold,
-                                         spread_remainder),
-                           clamped(min_segments), static_cast<float>(segment_threshold),
-                           static_cast<float>(merge_floor), clamped(num_neighbors), merge_centers};
+  const PruneParams params{
+      budget_params(tokens.size(1), retention_ratio, context_ratio, anchor_stride, thin_threshold, spread_remainder),
+      clamped(min_segments),
+      static_cast<float>(segment_threshold),
+      static_cast<float>(merge_floor),
+      clamped(num_neighbors),
+      merge_centers};
   return prune_on_cuda(kPadded ? "prune_padded" : "prune", kPadded, tokens, saliency, frame_features, cu_frames,
                        params);
 }
@@ -386,8 +389,8 @@ std::tuple<Tensor, Tensor> plan(const Tensor& segment_ids, const Tensor& similar
   Tensor num_context = empty_like(segment_ids, {frames}, ScalarType::Int);
   if (frames == 0) return {num_salient, num_context};
 
-  const BudgetParams params = budget_params(tokens_per_frame, retention_ratio, context_ratio, anchor_stride,
-                                            thin_threshold, spread_remainder);
+  const BudgetParams params =
+      budget_params(tokens_per_frame, retention_ratio, context_ratio, anchor_stride, thin_threshold, spread_remainder);
   const int max_items = max_merge_items(frames, static_cast<int64_t>(frames) * frame_budget(params));
   const Tensor ids = torch::stable::contiguous(segment_ids), similarities = torch::stable::contiguous(similarity);
   FramePlan plan;
@@ -521,9 +524,9 @@ std::tuple<Tensor, Tensor, Tensor> scatter_merge(const Tensor& tokens, const Ten
   Tensor counts = empty_like(tokens, {frames, per_frame}, ScalarType::Long);
   if (frames == 0) return {merged, assignment, counts};
   if (per_frame == 0) {  // nothing to merge into: -1 everywhere
-    check_cuda(cudaMemsetAsync(assignment.mutable_data_ptr(), 0xff, frames * n * sizeof(int64_t),
-                               current_stream(tokens)),
-               "scatter_merge");
+    check_cuda(
+        cudaMemsetAsync(assignment.mutable_data_ptr(), 0xff, frames * n * sizeof(int64_t), current_stream(tokens)),
+        "scatter_merge");
     return {merged, assignment, counts};
   }
   const Tensor center_tokens = torch::stable::contiguous(centers);

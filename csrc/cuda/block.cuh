@@ -45,7 +45,8 @@ struct Counts {
   }
 };
 
-// Exclusive prefix sums over the block in thread order; total gets the sum over the block. scratch holds a Counts a warp.
+// Exclusive prefix sums over the block in thread order; total gets the sum over the block. scratch holds a Counts a
+// warp.
 __device__ __forceinline__ Counts block_scan(Counts value, Counts& total, Counts* scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   Counts sum = value;

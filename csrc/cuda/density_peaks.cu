@@ -80,9 +80,8 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   const int first_row = min(rank * layout.rows_per_rank, n), end_row = min(first_row + layout.rows_per_rank, n);
 
   const FrameState state{shared, shared + n, shared + 2 * n, reinterpret_cast<int*>(shared + 3 * n)};
-  float* const rows = layout.rows_shared
-                          ? shared + 4 * n
-                          : work.rows + (static_cast<int64_t>(cluster) * n + first_row) * layout.pitch;
+  float* const rows =
+      layout.rows_shared ? shared + 4 * n : work.rows + (static_cast<int64_t>(cluster) * n + first_row) * layout.pitch;
 
   wait_for_predecessor();
   const int frames = peaks.planned ? plan.totals->anchors : peaks.frames;
@@ -137,8 +136,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
 
     for (int i = first_row + warp; i < end_row; i += kPeaksWarps) {
       const bool candidate = state.takes_part(i);
-      const float gamma =
-          candidate ? score_of(i, rows + (i - first_row) * layout.pitch, n, state, farthest) : 0.0f;
+      const float gamma = candidate ? score_of(i, rows + (i - first_row) * layout.pitch, n, state, farthest) : 0.0f;
       if (lane < ranks) at_rank(state.keys, lane)[i] = candidate ? score_key(gamma) : INT32_MIN;
       if (lane == 0 && peaks.score != nullptr) peaks.score[first_token + i] = gamma;
     }
@@ -157,11 +155,9 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
       before = before + total;
       if (!chosen) return;
       if (peaks.planned) {
-        peaks.centers.list[record.center_offset + place.a] = {static_cast<int>(first_token) + token,
-                                                              record.row_offset + place.b,
-                                                              item - record.first_anchor,
-                                                              static_cast<uint16_t>(place.a),
-                                                              static_cast<uint16_t>(wanted)};
+        peaks.centers.list[record.center_offset + place.a] = {
+            static_cast<int>(first_token) + token, record.row_offset + place.b, item - record.first_anchor,
+            static_cast<uint16_t>(place.a), static_cast<uint16_t>(wanted)};
         peaks.centers.inverse_norms[record.center_offset + place.a] = inverse_norm(state.norms[token]);
         peaks.centers.flags[first_token + token] = 1;
       } else if (peaks.peaks != nullptr) {
@@ -190,8 +186,7 @@ cudaError_t choose_layout(int frames, int n, Layout& layout, int& clusters) {
   const int64_t rows_bytes = static_cast<int64_t>(layout.rows_per_rank) * layout.pitch * sizeof(float);
   layout.rows_shared = state_bytes + rows_bytes <= available;
   layout.shared_bytes = state_bytes + (layout.rows_shared ? static_cast<int>(rows_bytes) : 0);
-  clusters = std::max(
-      1, std::min(frames, limits.multiprocessors * kPeaksBlocksPerMultiprocessor / layout.cluster));
+  clusters = std::max(1, std::min(frames, limits.multiprocessors * kPeaksBlocksPerMultiprocessor / layout.cluster));
   return cudaSuccess;
 }
 

@@ -21,8 +21,10 @@ static_assert(kGramTile * kGramPitch * sizeof(float) <= kGramStages * kGramTileB
 // their ranks. Memory: reads two tiles of tokens (D channels), out of L2 where other tiles read them too; writes 16 KB.
 // Limit: L2 bandwidth, N / 64 reads of every token.
 template <typename T>
-__global__ __launch_bounds__(kGramThreads, kGramBlocksPerMultiprocessor) void gram_kernel(
-    const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan, bool planned, float* gram) {
+__global__ __launch_bounds__(kGramThreads,
+                             kGramBlocksPerMultiprocessor) void gram_kernel(const __grid_constant__ Tokens<T> tokens,
+                                                                            const __grid_constant__ FramePlan plan,
+                                                                            bool planned, float* gram) {
   extern __shared__ __align__(128) unsigned char shared[];
   float* const partial = reinterpret_cast<float*>(shared);  // (kGramTile, kGramPitch), where the tiles were
   const GramTiles shape(tokens.per_frame);

@@ -16,7 +16,9 @@ struct GramTiles {
   __host__ __device__ int count() const { return across * (across + 1) / 2; }
   __host__ __device__ int floats() const { return count() * size * size; }  // of a frame
   // Place of tile (row, column), row <= column, among the frame's.
-  __device__ __forceinline__ int at(int row, int column) const { return row * across - row * (row - 1) / 2 + column - row; }
+  __device__ __forceinline__ int at(int row, int column) const {
+    return row * across - row * (row - 1) / 2 + column - row;
+  }
 };
 
 // Product of tokens i and j from the tiles of their frame.

@@ -10,10 +10,10 @@
 
 namespace fastvid {
 
-#define FASTVID_RETURN_IF_FAILED(call)                \
-  do {                                                \
-    const cudaError_t status_ = (call);               \
-    if (status_ != cudaSuccess) return status_;       \
+#define FASTVID_RETURN_IF_FAILED(...)           \
+  do {                                          \
+    const cudaError_t status_ = (__VA_ARGS__);  \
+    if (status_ != cudaSuccess) return status_; \
   } while (0)
 
 constexpr int kMaxDevices = 64;  // whose limits are remembered

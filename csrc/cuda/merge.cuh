@@ -32,8 +32,8 @@ constexpr uint32_t kAbsentNumber = 0x7fff7fffu;  // NaN
 
 // A pair of ones or zeros: whether two tokens chose the centre.
 __device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __nv_bfloat16) {
-  const __nv_bfloat162 ones = __heq2(*reinterpret_cast<const __nv_bfloat162*>(assignments),
-                                     *reinterpret_cast<const __nv_bfloat162*>(&number));
+  const __nv_bfloat162 ones =
+      __heq2(*reinterpret_cast<const __nv_bfloat162*>(assignments), *reinterpret_cast<const __nv_bfloat162*>(&number));
   return *reinterpret_cast<const uint32_t*>(&ones);
 }
 __device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __half) {
@@ -95,7 +95,8 @@ struct AddTokens<float> {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int channel = column * 8 + lane / 4;
-          const uint32_t at = tile_offset(k + half * 4 + lane % 4, first_chunk + channel / 4) + channel % 4 * sizeof(float);
+          const uint32_t at =
+              tile_offset(k + half * 4 + lane % 4, first_chunk + channel / 4) + channel % 4 * sizeof(float);
           split_tf32(*reinterpret_cast<const uint32_t*>(tile + at), high[column][half], low[column][half]);
         }
       }
@@ -122,7 +123,8 @@ struct AddTokens<float> {
 
 // Writes one tile of channels of a row of the result, a vector a thread of a group of eight.
 template <typename T>
-__device__ __forceinline__ void write_vector(const Output<T>& output, int64_t row, int channel, const Vector<T>& value) {
+__device__ __forceinline__ void write_vector(const Output<T>& output, int64_t row, int channel,
+                                             const Vector<T>& value) {
   T* const target = output.rows + row * output.channels + channel;
   if (output.channels % Vector<T>::kSize == 0) {
     if (channel < output.channels) *reinterpret_cast<Vector<T>*>(target) = value;
@@ -154,8 +156,9 @@ __device__ __forceinline__ void merge_item(const Tokens<T>& tokens, const Center
   const bool has_channel = channel < tokens.channels, copies_numbers = threadIdx.x < item.num_anchors * 8;
   const T* source = tokens.row(start + copy_row) + channel;  // of the next tile to start, as are the next two
   int token = start + copy_row;
-  const uint16_t* numbers =
-      assignments.table + (item.first_anchor - item.pass * kMergeAnchors + copy_row) * assignments.pitch + start + chunk * 8;
+  const uint16_t* numbers = assignments.table +
+                            (item.first_anchor - item.pass * kMergeAnchors + copy_row) * assignments.pitch + start +
+                            chunk * 8;
   const int64_t row_step = kMergeThreads / 8 * tokens.row_stride;
   const uint32_t first_tile = shared_address(tiles), copy_at = tile_offset(copy_row, chunk);
   const uint32_t numbers_at = kMergeTokenBytes + copy_row * kOneHotPitch + chunk * kVectorBytes;

@@ -46,10 +46,10 @@ struct alignas(16) Center {
 
 // A part of the centres of a segment, from at most kMergeItemAnchors anchor frames.
 struct alignas(16) MergeItem {
-  int first_frame, end_frame;    // the segment
-  int first_center, end_center;  // in the list of centres
-  int first_anchor, num_anchors; // of the segment
-  int pass;                      // first_anchor / kMergeAnchors
+  int first_frame, end_frame;     // the segment
+  int first_center, end_center;   // in the list of centres
+  int first_anchor, num_anchors;  // of the segment
+  int pass;                       // first_anchor / kMergeAnchors
   int unused;
 };
 
@@ -76,8 +76,8 @@ struct Centers {
 
 // Which tokens a stage considers: by an explicit mask, by saliency rank, or all.
 struct Candidates {
-  const uint8_t* mask = nullptr;      // (T*N,)
-  const uint16_t* rank = nullptr;     // (T*N,) place by saliency, with records
+  const uint8_t* mask = nullptr;         // (T*N,)
+  const uint16_t* rank = nullptr;        // (T*N,) place by saliency, with records
   const FrameRecord* records = nullptr;  // tokens ranked below their frame's num_salient are salient, no candidates
   int per_frame = 0;                     // N
 
@@ -98,12 +98,12 @@ struct Ranking {
 // ---- segment.cu
 // Means of the tokens of each frame into features (T, features_stride), unless that is null, and ranks of the saliency.
 template <typename T>
-cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride,
-                                  const Ranking& ranking, cudaStream_t stream);
+cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride, const Ranking& ranking,
+                                  cudaStream_t stream);
 cudaError_t launch_similarity(const AnyFloats& features, int frames, const Videos& videos, float* similarity,
                               cudaStream_t stream);
-cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold,
-                           int min_segments, int* scratch, int* segment_ids, cudaStream_t stream);
+cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold, int min_segments,
+                           int* scratch, int* segment_ids, cudaStream_t stream);
 inline int64_t segment_scratch(int64_t frames) { return 2 * frames; }
 
 // ---- plan.cu
@@ -131,8 +131,8 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* g
 // ---- density_peaks.cu
 struct DensityPeaks {
   const float* gram;
-  int frames, per_frame;       // T, N
-  float inverse_channels;      // 1 / D
+  int frames, per_frame;   // T, N
+  float inverse_channels;  // 1 / D
   Candidates candidates;
   int num_neighbors;           // k
   const float* given_density;  // (B, N) or null: computed
@@ -143,7 +143,7 @@ struct DensityPeaks {
   FramePlan plan;
   Centers centers;
   int num_peaks;
-  int64_t* peaks;              // (B, num_peaks) or null
+  int64_t* peaks;  // (B, num_peaks) or null
 };
 // Bytes of device memory that the kernel needs for frames of this size.
 cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes);
@@ -155,7 +155,7 @@ cudaError_t launch_density_peaks(const DensityPeaks& peaks, void* workspace, cud
 constexpr uint16_t kFirstNumber = 0x0400, kNoNumber = 0xffff;
 
 struct Assignments {
-  uint16_t* table;      // (at most kMergeAnchors, pitch): per anchor frame of a segment, the number of each row's centre
+  uint16_t* table;  // (at most kMergeAnchors, pitch): per anchor frame of a segment, the number of each row's centre
   int64_t pitch;
   int64_t* assignment;  // (B, N) or null: the op's result
 };

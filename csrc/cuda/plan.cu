@@ -15,9 +15,9 @@ constexpr int kSharedPlanFrames = 3072;  // more frames than this are planned in
 
 // What the planning block knows of the frames, (T,) each unless said otherwise.
 struct PlanScratch {
-  int* cuts;            // whether a segment ends with the frame; then the segment that it belongs to
-  int* starts;          // (T+1,) first frame of each segment
-  int* runs_before;     // (T+1,) runs of similar frames that end before the frame (thinning)
+  int* cuts;         // whether a segment ends with the frame; then the segment that it belongs to
+  int* starts;       // (T+1,) first frame of each segment
+  int* runs_before;  // (T+1,) runs of similar frames that end before the frame (thinning)
   int* salient;
   int* centers_before;  // (T+1,)
   int* anchors_before;  // (T+1,)
@@ -89,8 +89,8 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
       if (params.thin) {
         const int first_run = scratch.runs_before[begin];
         const SegmentPlan segment(params, end - begin, scratch.runs_before[end] - first_run);
-        budget = f + 1 == end || ends_run(f) ? segment.share(scratch.runs_before[f] - first_run)
-                                             : segment.thinned_share();
+        budget =
+            f + 1 == end || ends_run(f) ? segment.share(scratch.runs_before[f] - first_run) : segment.thinned_share();
       } else {
         budget = SegmentPlan(params, end - begin, end - begin).share(f - begin);
       }
@@ -175,8 +175,11 @@ __global__ __launch_bounds__(kPlanThreads) void segment_and_plan_kernel(const fl
   wait_for_predecessor();
   for (int c = threadIdx.x; c < max_centers; c += blockDim.x) centers.counts[c] = 0;
   for (int p = threadIdx.x; p < passes; p += blockDim.x) plan.tickets[p] = 0;
-  for_each_cut(similarity, frames, segments.videos, segments.threshold, segments.min_segments, scratch.similarity,
-               [&](int f, bool cut) { scratch.cuts[f] = cut; });
+  for_each_cut(similarity, frames, segments.videos, segments.threshold, segments.min_segments, scratch.salient,
+               [&](int f, bool cut) {
+                 scratch.cuts[f] = cut;
+                 scratch.similarity[f] = similarity[f];
+               });
   make_plan(scratch, frames, params, plan);
 }
 

@@ -28,8 +28,7 @@ __global__ __launch_bounds__(kAssignThreads, 2) void assign_kernel(
   wait_for_predecessor();
   const int frame = first_frame + blockIdx.z, part = blockIdx.y;
   if (part == parts) {
-    emit_frame(tokens, plan, centers, candidates, output, frame, cluster_rank(), cluster_size(),
-               shared);
+    emit_frame(tokens, plan, centers, candidates, output, frame, cluster_rank(), cluster_size(), shared);
   } else {
     assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, frame, part, parts, shared);
   }
@@ -118,15 +117,17 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int parts = ceil_div(tokens.per_frame, kAssignRows);
   const bool emits = output.indices != nullptr && pass == 0;
+  // Enough blocks for two a multiprocessor. At least two share a part, which halves the time that the parts of the
+  // longest segment, with the most centres, keep everybody waiting at the end.
   const int blocks = tokens.frames * parts, wanted = 2 * limits.multiprocessors;
-  int cluster = 1;
+  int cluster = limits.clusters ? 2 : 1;
   while (limits.clusters && cluster < kMaxClusterSize && blocks * cluster * 2 <= wanted + wanted / 8) cluster *= 2;
   constexpr int kMostFrames = 65535;  // along z
   for (int first = 0; first < tokens.frames; first += kMostFrames) {
     const dim3 grid(cluster, parts + emits, std::min(kMostFrames, tokens.frames - first));
-    FASTVID_RETURN_IF_FAILED(launch<assign_kernel<T>>(
-        {grid, kAssignThreads, kAssignStages * kAssignTileBytes, cluster, stream}, tokens, plan, centers, candidates,
-        assignments, output, merge_centers, pass, first, parts));
+    FASTVID_RETURN_IF_FAILED(
+        launch<assign_kernel<T>>({grid, kAssignThreads, kAssignStages * kAssignTileBytes, cluster, stream}, tokens,
+                                 plan, centers, candidates, assignments, output, merge_centers, pass, first, parts));
   }
   return cudaSuccess;
 }
@@ -149,8 +150,7 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int64_t work =
       static_cast<int64_t>(max_items) * ceil_div(tokens.channels * static_cast<int>(sizeof(T)), kMergeRowBytes);
-  const int blocks =
-      static_cast<int>(std::min<int64_t>(work, limits.multiprocessors * kMergeBlocksPerMultiprocessor));
+  const int blocks = static_cast<int>(std::min<int64_t>(work, limits.multiprocessors * kMergeBlocksPerMultiprocessor));
   return launch<merge_kernel<T>>({dim3(blocks), kMergeThreads, kMergeStages * kMergeTileBytes, 1, stream}, tokens, plan,
                                  centers, assignments, output, merge_floor, pass);
 }

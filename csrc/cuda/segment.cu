@@ -80,7 +80,8 @@ __global__ __launch_bounds__(kFeatureThreads) void frame_features_kernel(const _
                                                                          const Ranking ranking) {
   extern __shared__ __align__(16) unsigned char shared[];
   wait_for_predecessor();
-  const int blocks = features == nullptr ? 1 : (tokens.channels + kWarp * Vector<T>::kSize - 1) / (kWarp * Vector<T>::kSize) + 1;
+  const int blocks =
+      features == nullptr ? 1 : (tokens.channels + kWarp * Vector<T>::kSize - 1) / (kWarp * Vector<T>::kSize) + 1;
   const int frame = blockIdx.x / blocks, tile = blockIdx.x - frame * blocks;
   if (tile == 0) {
     rank_frame(ranking, frame, reinterpret_cast<int64_t*>(shared));
@@ -133,8 +134,7 @@ __global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* s
   __shared__ Counts of_warps[kSegmentThreads / kWarp];
   wait_for_predecessor();
   int* const cuts = scratch + frames;
-  for_each_cut(similarity, frames, videos, threshold, min_segments, reinterpret_cast<float*>(scratch),
-               [&](int f, bool cut) { cuts[f] = cut; });
+  for_each_cut(similarity, frames, videos, threshold, min_segments, scratch, [&](int f, bool cut) { cuts[f] = cut; });
   int before = 0;
   for (int base = 0; base < frames; base += kSegmentThreads) {
     const int f = base + threadIdx.x;
@@ -148,12 +148,12 @@ __global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* s
 }  // namespace
 
 template <typename T>
-cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride,
-                                  const Ranking& ranking, cudaStream_t stream) {
+cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride, const Ranking& ranking,
+                                  cudaStream_t stream) {
   const int channels_a_block = kWarp * Vector<T>::kSize;
   const int blocks = features == nullptr ? 1 : ceil_div(tokens.channels, channels_a_block) + 1;
-  const size_t shared_bytes = std::max<size_t>(kFeatureWarps * channels_a_block * sizeof(float),
-                                               tokens.per_frame * sizeof(int64_t));
+  const size_t shared_bytes =
+      std::max<size_t>(kFeatureWarps * channels_a_block * sizeof(float), tokens.per_frame * sizeof(int64_t));
   return launch<frame_features_kernel<T>>({dim3(tokens.frames * blocks), kFeatureThreads, shared_bytes, 1, stream},
                                           tokens, features, features_stride, ranking);
 }
@@ -167,8 +167,8 @@ cudaError_t launch_similarity(const AnyFloats& features, int frames, const Video
                                    similarity);
 }
 
-cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold,
-                           int min_segments, int* scratch, int* segment_ids, cudaStream_t stream) {
+cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold, int min_segments,
+                           int* scratch, int* segment_ids, cudaStream_t stream) {
   return launch<segment_kernel>({dim3(1), kSegmentThreads, 0, 1, stream}, similarity, frames, videos, threshold,
                                 min_segments, scratch, segment_ids);
 }

@@ -7,22 +7,23 @@
 namespace fastvid {
 
 // Calls visit(f, cut) by one thread a frame, whether a segment ends with frame f. Every frame counts the frames of its
-// video that are less similar to their successors: F^2 comparisons a video. `local` is room for `frames` floats near
+// video that are less similar to their successors: F^2 comparisons a video. `keys` is room for `frames` numbers near
 // the block.
 template <typename Visit>
 __device__ __forceinline__ void for_each_cut(const float* similarity, int frames, const Videos& videos, float threshold,
-                                             int min_segments, float* local, Visit&& visit) {
-  for (int f = threadIdx.x; f < frames; f += blockDim.x) local[f] = similarity[f];
+                                             int min_segments, int* keys, Visit&& visit) {
+  for (int f = threadIdx.x; f < frames; f += blockDim.x) keys[f] = similarity_key(similarity[f]);
   __syncthreads();
   for (int f = threadIdx.x; f < frames; f += blockDim.x) {
     const FrameRange video = video_of(videos, f, frames);
     bool cut = f + 1 == video.end;
     if (!cut) {
-      const float mine = local[f];
+      const float mine = similarity[f];
       int rank = 0;
       if (!(mine < threshold) && min_segments > 1) {
+        const int key = keys[f];
 #pragma unroll 8
-        for (int j = video.begin; j < video.end - 1; ++j) rank += less_similar(local[j], j, mine, f);
+        for (int j = video.begin; j < video.end - 1; ++j) rank += ranks_before(keys[j], j, key, f);
       }
       cut = is_cut(mine, threshold, rank, min_segments);
     }

@@ -28,8 +28,12 @@ __device__ __forceinline__ FrameRange video_of(const Videos& videos, int frame, 
     }
   }
   const int64_t begin = boundary(videos, low), end = boundary(videos, low + 1);
-  return {static_cast<int>(begin < 0 ? 0 : begin > frame ? frame : begin),
-          static_cast<int>(end > frames ? frames : end <= frame ? frame + 1 : end)};
+  return {static_cast<int>(begin < 0       ? 0
+                           : begin > frame ? frame
+                                           : begin),
+          static_cast<int>(end > frames   ? frames
+                           : end <= frame ? frame + 1
+                                          : end)};
 }
 
 }  // namespace fastvid
