@@ -4,6 +4,7 @@
 #include "core/segment.h"
 #include "gram.cuh"
 #include "launch.h"
+#include "mma.cuh"
 #include "pipeline.h"
 #include "select_peaks.cuh"
 
@@ -30,7 +31,18 @@ struct Work {
   float* rows;  // distances, (clusters, N, pitch), unless they are shared
 };
 
+// Starts to copy a number; to shared memory without waiting for it.
+template <bool kShared>
+__device__ __forceinline__ void copy_number(float* target, const float* source) {
+  if constexpr (kShared) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(target)), "l"(source) : "memory");
+  } else {
+    *target = *source;
+  }
+}
+
 // This block's rows of the frame's products, out of tiles that hold each pair once.
+template <bool kShared>
 __device__ __forceinline__ void load_products(const float* tiles, const GramTiles& shape, int n, int first_row,
                                               int end_row, float* rows, int pitch, float* norms) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -45,16 +57,16 @@ __device__ __forceinline__ void load_products(const float* tiles, const GramTile
       const float* const tile = tiles + shape.at(min(mine, other), max(mine, other)) * shape.size * shape.size;
       float* const target = rows + other_begin;
       if (other >= mine) {
-#pragma unroll 2
         for (int i = begin + warp; i < end; i += kPeaksWarps) {
           const float* const source = tile + (i - mine * shape.size) * shape.size;
-          for (int j = lane; j < other_size; j += kWarp) target[(i - first_row) * pitch + j] = source[j];
+          for (int j = lane; j < other_size; j += kWarp)
+            copy_number<kShared>(target + (i - first_row) * pitch + j, source + j);
         }
       } else {
-#pragma unroll 2
         for (int j = warp; j < other_size; j += kPeaksWarps) {
           const float* const source = tile + j * shape.size - mine * shape.size;
-          for (int i = begin + lane; i < end; i += kWarp) target[(i - first_row) * pitch + j] = source[i];
+          for (int i = begin + lane; i < end; i += kWarp)
+            copy_number<kShared>(target + (i - first_row) * pitch + j, source + i);
         }
       }
     }
@@ -97,12 +109,18 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
       my_candidates += candidate;
     }
     if (first_row < end_row) {
-      load_products(peaks.gram + static_cast<int64_t>(item) * shape.floats(), shape, n, first_row, end_row, rows,
-                    layout.pitch, state.norms);
+      const float* const tiles = peaks.gram + static_cast<int64_t>(item) * shape.floats();
+      if (layout.rows_shared) {
+        load_products<true>(tiles, shape, n, first_row, end_row, rows, layout.pitch, state.norms);
+        commit_copies();
+      } else {
+        load_products<false>(tiles, shape, n, first_row, end_row, rows, layout.pitch, state.norms);
+      }
     }
     Counts candidates;
     block_scan({my_candidates, 0, 0}, candidates, scratch);
     const int neighbors = min(peaks.num_neighbors, candidates.a);
+    wait_copies(0);
     cluster_sync();  // every block is done with the keys of the last frame
 
     // Densities of this block's tokens, collected in the place of the keys until every block has read the marks.

@@ -127,8 +127,10 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* g
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int tiles = GramTiles(tokens.per_frame).count();
-  // Of the frames of a plan about a quarter are anchor frames. Few tiles are shared among more blocks.
-  const int64_t expected = static_cast<int64_t>(tiles) * (plan != nullptr ? ceil_div(tokens.frames, 4) : tokens.frames);
+  // How many frames are anchor frames is not known here: somewhat more than a quarter, and all of a few. Few tiles are
+  // shared among more blocks.
+  const int anchors = plan != nullptr ? std::min(tokens.frames, std::max(8, tokens.frames * 3 / 8)) : tokens.frames;
+  const int64_t expected = static_cast<int64_t>(tiles) * anchors;
   int cluster = 1;
   while (limits.clusters && cluster < kMaxClusterSize &&
          expected * cluster * 2 <= limits.multiprocessors * kGramBlocksPerMultiprocessor) {
