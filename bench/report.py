@@ -36,10 +36,10 @@ SEGMENT, PEAKS, MERGE = "segment + plan", "knn_density + select_peaks", "scatter
 STAGE_OF_KERNEL = {  # by a part of the kernel's name, the first that fits
     "assign": MERGE,
     "merge": MERGE,
+    "gram": PEAKS,
     "density_peaks": PEAKS,
     "features": SEGMENT,
     "similarity": SEGMENT,
-    "rank_saliency": SEGMENT,
     "segment": SEGMENT,
     "plan": SEGMENT,
 }
