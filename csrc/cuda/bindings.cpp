@@ -247,9 +247,12 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
     centers.inverse_norms = workspace.take<float>(output.capacity);
     centers.counts = workspace.take<unsigned long long>(output.capacity);
     centers.flags = workspace.take<uint8_t>(rows);
+    // The products are done with when the assignments come.
     assignments.pitch = assignment_pitch(rows);
-    assignments.table = workspace.take<uint16_t>(assignments.pitch * anchors);
-    gram = workspace.take<float>(gram_floats(frames, n));
+    char* const turns = workspace.take<char>(
+        std::max(gram_floats(frames, n) * sizeof(float), assignments.pitch * anchors * sizeof(uint16_t)));
+    gram = reinterpret_cast<float*>(turns);
+    assignments.table = reinterpret_cast<uint16_t*>(turns);
     peaks_workspace = workspace.take<char>(peaks_bytes);
     return workspace.bytes();
   };
