@@ -23,12 +23,14 @@ class PruneResult:
             positions, M-RoPE ids and masks with it.
         frame_counts: (T,) int32, rows kept of each frame.
         cu_frames: (B+1,) video b owns frames cu_frames[b] to cu_frames[b+1].
+        tokens_per_frame: (N).
     """
 
     tokens: Tensor
     indices: Tensor
     frame_counts: Tensor
     cu_frames: Tensor
+    tokens_per_frame: int
 
     def cu_tokens(self) -> Tensor:
         """(B+1,) int64: video b owns rows cu_tokens[b] to cu_tokens[b+1] of tokens. No host sync."""
@@ -37,14 +39,10 @@ class PruneResult:
 
     def unpack(self) -> list[tuple[Tensor, Tensor]]:
         """(tokens, indices) of each video, indices counted from its own first token. Reads the counts back."""
-        per_frame_rows = self.frame_counts.tolist()
-        per_frame = self._tokens_per_frame
-        bounds = self.cu_frames.tolist()
-        lengths = [sum(per_frame_rows[begin:end]) for begin, end in pairwise(bounds)]
-        rows, indices = self.tokens.split(lengths), self.indices.split(lengths)
-        return [(r, i - begin * per_frame) for r, i, begin in zip(rows, indices, bounds, strict=False)]
-
-    _tokens_per_frame: int = dataclasses.field(default=1, repr=False)
+        counts, bounds = self.frame_counts.tolist(), self.cu_frames.tolist()
+        lengths = [sum(counts[begin:end]) for begin, end in pairwise(bounds)]
+        videos = zip(self.tokens.split(lengths), self.indices.split(lengths), bounds, strict=False)
+        return [(rows, indices - first * self.tokens_per_frame) for rows, indices, first in videos]
 
 
 def prune(
@@ -77,9 +75,7 @@ def prune(
         if cu_frames is not None:
             raise ValueError("cu_frames: got boundaries with tokens of shape (B, F, N, D), want None")
         batch, length = tokens.shape[:2]
-        cu_frames = torch.arange(batch + 1, dtype=torch.int32) * length
-        if batch == 0:
-            cu_frames = torch.zeros(2, dtype=torch.int32)
+        cu_frames = torch.arange(max(batch, 1) + 1, dtype=torch.int32) * (length if batch else 0)
         tokens, saliency = tokens.flatten(0, 1), _flatten_frames("saliency", saliency, batch, length)
         if frame_features is not None:
             frame_features = _flatten_frames("frame_features", frame_features, batch, length)
