@@ -1,4 +1,4 @@
-# `make test` and `make demo` set up all they need in $(VENV): a Python >= 3.10 with its headers, g++ and cmake are enough.
+# `make test` and `make demo` set up all they need in $(VENV): a Python >= 3.10, g++ and cmake are enough.
 
 PYTHON ?= python3
 VENV ?= .venv
