@@ -58,6 +58,13 @@ def test_keys_order_as_the_values(a, b):
         assert (key_a < key_b, key_a == key_b) == (a < b, a == b)
 
 
+@given(floats)
+def test_candidates_rank_above_what_is_none(value):
+    key = int(core.candidate_key(value))
+    assert key > -(2**31)
+    assert key == max(int(core.order_key(value)), -(2**31) + 1)
+
+
 # ---- segment.h -----------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,12 @@ FASTVID_HOST_DEVICE int64_t order_key(double value) {
   return bits >= 0 ? bits : bits ^ INT64_MAX;
 }
 
+// The same for a candidate among others that are none: above INT32_MIN, which marks those, even for NaN.
+FASTVID_HOST_DEVICE int32_t candidate_key(float value) {
+  const int32_t key = order_key(value);
+  return key > INT32_MIN ? key : INT32_MIN + 1;
+}
+
 // Whether candidate i with key a is chosen before candidate j with key b.
 template <typename Key>
 FASTVID_HOST_DEVICE bool ranks_before(Key a, int i, Key b, int j) {

@@ -10,12 +10,14 @@ namespace fastvid {
 
 constexpr float kNormFloor = 1e-12f;
 
-// 1 / ||x|| from a squared norm, finite also for zero.
-FASTVID_HOST_DEVICE float inverse_norm(float squared) { return 1.0f / fmaxf(sqrtf(squared), kNormFloor); }
+// ||x|| from its square, above zero also for zero.
+FASTVID_HOST_DEVICE float floored_norm(float squared) { return fmaxf(sqrtf(squared), kNormFloor); }
+
+FASTVID_HOST_DEVICE float inverse_norm(float squared) { return 1.0f / floored_norm(squared); }
 
 // Cosine from a dot product and two squared norms.
 FASTVID_HOST_DEVICE float cosine(float dot, float squared_a, float squared_b) {
-  return dot / (fmaxf(sqrtf(squared_a), kNormFloor) * fmaxf(sqrtf(squared_b), kNormFloor));
+  return dot / (floored_norm(squared_a) * floored_norm(squared_b));
 }
 
 // Key by which frames are ranked, the least similar to their successors first; NaN counts as most similar.

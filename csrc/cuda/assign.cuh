@@ -23,9 +23,6 @@ constexpr int kAssignCenterCopies = kAssignCenters * 8 / kAssignThreads;
 constexpr int kScoreLanes = kAssignCenters / 4;  // threads that compare the scores of a token, four each
 static_assert(kAssignRows * kScorePitch * sizeof(float) <= kAssignStages * kAssignTileBytes);
 
-template <typename T>
-constexpr int kSliceChannels = kTileRowBytes / sizeof(T);
-
 // The best centre so far, by cosine and then by the lower index; center -1: none.
 struct Choice {
   int key, center;
@@ -57,8 +54,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   const int n = tokens.per_frame, ranks = cluster_size(), rank = cluster_rank();
   const int first_token = n * part / parts;
   const int num_tokens = n * (part + 1) / parts - first_token;
-  const int row_bytes = tokens.row_bytes(), depth = (row_bytes + kTileRowBytes - 1) / kTileRowBytes;
-  const int first_slice = depth * rank / ranks, slices = depth * (rank + 1) / ranks - first_slice;
+  const Slices slices(tokens.row_bytes(), rank, ranks);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int warp_row = warp * 16;
   static_assert(kAssignRows == kAssignThreads / kWarp * 16);
@@ -66,7 +62,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   constexpr int kCopyStep = kAssignThreads / 8;  // rows between a thread's copies
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
 
-  const int first_channel = (first_slice * 8 + chunk) * Vector<T>::kSize;
+  const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
   const auto slice_tile = [&](int slice) { return tile0 + slice % kAssignStages * kAssignTileBytes + copy_at; };
   const auto is_within = [&](int slice) { return first_channel + slice * kSliceChannels<T> < tokens.channels; };
   SliceCopy<T, kAssignTokenCopies, kCopyStep> token_copy;
@@ -78,7 +74,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     }
   };
   const auto start_tokens = [&](int slice) {
-    if (slice < slices) token_copy.start(slice_tile(slice), is_within(slice));
+    if (slice < slices.count) token_copy.start(slice_tile(slice), is_within(slice));
   };
   rewind_tokens();
   // The tokens come while the plan is looked up.
@@ -105,7 +101,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       }
     }
     const auto start_centers = [&](int slice) {
-      if (slice < slices) center_copy.start(slice_tile(slice) + kAssignRows * kTileRowBytes, is_within(slice));
+      if (slice < slices.count) center_copy.start(slice_tile(slice) + kAssignRows * kTileRowBytes, is_within(slice));
       commit_copies();
     };
     if (tile_center > range.first) rewind_tokens();
@@ -117,7 +113,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     float sums[kAssignCenters / 8][4] = {};
     // Products with the first sixteen centres of so many groups; the number is static for the sake of the inner loop.
     const auto multiply_slices = [&](auto groups) {
-      for (int slice = 0; slice < slices; ++slice) {
+      for (int slice = 0; slice < slices.count; ++slice) {
         wait_copies(kAssignStages - 2);
         __syncthreads();
         start_tokens(slice + kAssignStages - 1);
@@ -167,7 +163,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const bool present = quad + e < num_centers && tile_centers[quad + e].row >= 0;
-        keys[e] = present ? max(order_key(products[e] * inverse_norms[quad + e]), INT32_MIN + 1) : INT32_MIN;
+        keys[e] = present ? candidate_key(products[e] * inverse_norms[quad + e]) : INT32_MIN;
       }
       // Centre by centre frame: [c, end) are the tile's centres of one anchor frame.
       for (int c = 0, end; c < num_centers; c = end) {

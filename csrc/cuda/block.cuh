@@ -22,17 +22,6 @@ __device__ __forceinline__ float warp_max(float value) {
   for (int lane = kWarp / 2; lane > 0; lane /= 2) value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, lane));
   return value;
 }
-__device__ __forceinline__ int warp_sum(int value) { return __reduce_add_sync(kFullWarp, value); }
-
-// Sum over the block, in every thread; scratch holds one float a warp.
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
-  value = warp_sum(value);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  const int warps = blockDim.x / kWarp;
-  return warp_sum(threadIdx.x % kWarp < warps ? scratch[threadIdx.x % kWarp] : 0.0f);
-}
 
 // A few counters that are scanned together.
 struct Counts {

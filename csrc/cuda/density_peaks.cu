@@ -155,7 +155,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     for (int i = first_row + warp; i < end_row; i += kPeaksWarps) {
       const bool candidate = state.takes_part(i);
       const float gamma = candidate ? score_of(i, rows + (i - first_row) * layout.pitch, n, state, farthest) : 0.0f;
-      if (lane < ranks) at_rank(state.keys, lane)[i] = candidate ? score_key(gamma) : INT32_MIN;
+      if (lane < ranks) at_rank(state.keys, lane)[i] = candidate ? candidate_key(gamma) : INT32_MIN;
       if (lane == 0 && peaks.score != nullptr) peaks.score[first_token + i] = gamma;
     }
     cluster_sync();

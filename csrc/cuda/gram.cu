@@ -35,13 +35,12 @@ __global__ __launch_bounds__(kGramThreads,
   const int num_a = min(shape.size, tokens.per_frame - first_a), num_b = min(shape.size, tokens.per_frame - first_b);
 
   const int ranks = cluster_size(), rank = cluster_rank();
-  const int depth = (tokens.row_bytes() + kTileRowBytes - 1) / kTileRowBytes;
-  const int first_slice = depth * rank / ranks, slices = depth * (rank + 1) / ranks - first_slice;
+  const Slices slices(tokens.row_bytes(), rank, ranks);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_a = warp / 2 * 32, warp_b = warp % 2 * 32;
   const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
   constexpr int kCopyStep = kGramThreads / 8, kCopies = 2 * kGramTile / kCopyStep;
-  const int first_channel = (first_slice * 8 + chunk) * Vector<T>::kSize;
+  const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
   const uint32_t b_at = row == column ? 0 : kGramTile * kTileRowBytes;
 
@@ -58,16 +57,16 @@ __global__ __launch_bounds__(kGramThreads,
       copy.set(i, tokens.row(first_token + (present ? (is_b ? first_b : first_a) + r : 0)) + first_channel, present);
     }
     const auto start_slice = [&](int slice) {
-      if (slice < slices) {
+      if (slice < slices.count) {
         copy.start(tile0 + slice % kGramStages * kGramTileBytes + copy_at,
-                   first_channel + slice * copy.kSliceChannels < tokens.channels);
+                   first_channel + slice * kSliceChannels<T> < tokens.channels);
       }
       commit_copies();
     };
 
     float sums[2][4][4] = {};
     for (int slice = 0; slice < kGramStages - 1; ++slice) start_slice(slice);
-    for (int slice = 0; slice < slices; ++slice) {
+    for (int slice = 0; slice < slices.count; ++slice) {
       wait_copies(kGramStages - 2);
       __syncthreads();
       start_slice(slice + kGramStages - 1);

@@ -1,6 +1,7 @@
 // Tensor-core products of tiles in shared memory: 128-byte rows, 16-byte chunks swizzled against bank conflicts.
 #pragma once
 
+#include "core/plan.h"
 #include "tokens.cuh"
 
 namespace fastvid {
@@ -53,11 +54,24 @@ __device__ __forceinline__ void wait_copies(int pending) {
   }
 }
 
+template <typename T>
+constexpr int kSliceChannels = kTileRowBytes / sizeof(T);
+
+// The slices of kTileRowBytes of a row that a block of a cluster takes.
+struct Slices {
+  int first, count;
+
+  __device__ __forceinline__ Slices(int row_bytes, int rank, int ranks) {
+    const int depth = ceil_div(row_bytes, kTileRowBytes);
+    first = depth * rank / ranks;
+    count = depth * (rank + 1) / ranks - first;
+  }
+};
+
 // A thread's share of copying rows of tokens into tiles, kTileRowBytes of every row a slice: the same chunk of up to
 // kRows rows that lie kStep apart in the tile.
 template <typename T, int kRows, int kStep>
 struct SliceCopy {
-  static constexpr int kSliceChannels = kTileRowBytes / sizeof(T);
   static_assert(kStep % 8 == 0, "rows of one thread must be swizzled alike");
   const T* source[kRows];  // of the next slice
   uint32_t present = 0;    // a bit a row; the others are filled with zeros
@@ -72,7 +86,7 @@ struct SliceCopy {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i < rows) copy_async(tile + i * kStep * kTileRowBytes, source[i], within && (present >> i & 1));
-      source[i] += kSliceChannels;
+      source[i] += kSliceChannels<T>;
     }
   }
 };

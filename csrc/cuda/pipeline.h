@@ -62,7 +62,7 @@ struct FramePlan {
   int* anchors;          // (T,) the anchor frames, ascending
   MergeItem* items;      // (max_merge_items,)
   PlanTotals* totals;    // (1,)
-  int* scratch;          // (6 * T + 8,) for the planning kernel, where shared memory does not suffice
+  int* scratch;          // (plan_scratch(T),) where shared memory does not suffice
   int* tickets;          // (passes,) work units that blocks have taken, per pass of merging
 };
 
@@ -159,7 +159,6 @@ struct Assignments {
   int64_t pitch;
   int64_t* assignment;  // (B, N) or null: the op's result
 };
-constexpr uint16_t kNotMerged = 0xffff;
 inline int64_t assignment_pitch(int64_t rows) { return (rows + 63) / 64 * 64; }
 
 // Where merged and kept rows go.

@@ -48,7 +48,7 @@ __device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame
 #pragma unroll
       for (int i = 0; i < kSize; ++i) sum[i] += to_float(vector.at[i]);
     };
-    int left = (tokens.per_frame - warp + kFeatureWarps - 1) / kFeatureWarps;  // tokens of this warp
+    int left = ceil_div(tokens.per_frame - warp, kFeatureWarps);  // tokens of this warp
     for (; left >= kUnroll; left -= kUnroll, source += kUnroll * step) {
       uint4 loaded[kUnroll];
 #pragma unroll
@@ -80,8 +80,7 @@ __global__ __launch_bounds__(kFeatureThreads) void frame_features_kernel(const _
                                                                          const Ranking ranking) {
   extern __shared__ __align__(16) unsigned char shared[];
   wait_for_predecessor();
-  const int blocks =
-      features == nullptr ? 1 : (tokens.channels + kWarp * Vector<T>::kSize - 1) / (kWarp * Vector<T>::kSize) + 1;
+  const int blocks = features == nullptr ? 1 : ceil_div(tokens.channels, kWarp * Vector<T>::kSize) + 1;
   const int frame = blockIdx.x / blocks, tile = blockIdx.x - frame * blocks;
   if (tile == 0) {
     rank_frame(ranking, frame, reinterpret_cast<int64_t*>(shared));

@@ -8,9 +8,6 @@
 
 namespace fastvid {
 
-// Key of a token that takes part: above that of all that don't, even where the score is NaN.
-__device__ __forceinline__ int score_key(float score) { return max(order_key(score), INT32_MIN + 1); }
-
 // gamma of token i from its row of squared distances, by a warp; farthest is the largest of the frame.
 __device__ __forceinline__ float score_of(int i, const float* row, int n, const FrameState& state, float farthest) {
   const float mine = state.density[i];
