@@ -234,7 +234,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   Centers centers{};
   Assignments assignments{};
   Ranking ranking{any_floats(saliency), nullptr, nullptr};
-  float *features, *similarity, *gram;
+  float *features, *similarity;
   void* peaks_workspace;
   const auto lay_out = [&](Workspace workspace) {
     input.take(workspace);
@@ -247,13 +247,10 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
     centers.inverse_norms = workspace.take<float>(output.capacity);
     centers.counts = workspace.take<unsigned long long>(output.capacity);
     centers.flags = workspace.take<uint8_t>(rows);
-    // The products are done with when the assignments come.
+    // The density peaks are done with when the assignments come.
     assignments.pitch = assignment_pitch(rows);
-    char* const turns = workspace.take<char>(
-        std::max(gram_floats(frames, n) * sizeof(float), assignments.pitch * anchors * sizeof(uint16_t)));
-    gram = reinterpret_cast<float*>(turns);
-    assignments.table = reinterpret_cast<uint16_t*>(turns);
-    peaks_workspace = workspace.take<char>(peaks_bytes);
+    peaks_workspace = workspace.take<char>(std::max(peaks_bytes, assignments.pitch * anchors * sizeof(uint16_t)));
+    assignments.table = static_cast<uint16_t*>(peaks_workspace);
     return workspace.bytes();
   };
   workspace_tensor = allocate(tokens, lay_out(Workspace()));
@@ -272,9 +269,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, segments, params.budget, plan, centers,
                                                    output.capacity, passes, stream));
   const Candidates candidates{nullptr, ranking.rank, plan.records, n};
-  FASTVID_RETURN_IF_FAILED(launch_gram(input.view, &plan, gram, stream));
   DensityPeaks peaks{};
-  peaks.gram = gram;
   peaks.frames = frames;
   peaks.per_frame = n;
   peaks.inverse_channels = 1.0f / input.channels;
@@ -283,12 +278,12 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   peaks.planned = true;
   peaks.plan = plan;
   peaks.centers = centers;
-  FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
+  FASTVID_RETURN_IF_FAILED(launch_density_peaks(input.view, peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
     FASTVID_RETURN_IF_FAILED(
-        launch_assign(input.view, plan, centers, candidates, assignments, output, params.merge_centers, pass, stream));
-    FASTVID_RETURN_IF_FAILED(
-        launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass, max_items, stream));
+        launch_assign(input.view, plan, centers, candidates, assignments, params.merge_centers, pass, stream));
+    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, candidates, assignments, output,
+                                          params.merge_floor, pass, max_items, stream));
   }
   return cudaSuccess;
 }
@@ -421,10 +416,8 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     size_t peaks_bytes;
     check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, peaks_bytes), op);
     void* peaks_workspace;
-    float* gram;
     const auto lay_out = [&](Workspace workspace) {
       input.take(workspace);
-      gram = workspace.take<float>(gram_floats(input.view.frames, input.view.per_frame));
       peaks_workspace = workspace.take<char>(peaks_bytes);
       return workspace.bytes();
     };
@@ -432,16 +425,14 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     lay_out(Workspace(workspace.mutable_data_ptr()));
     const cudaStream_t stream = current_stream(tokens);
     check_cuda(input.fill(stream), op);
-    check_cuda(launch_gram<T>(input.view, nullptr, gram, stream), op);
     DensityPeaks peaks{};
-    peaks.gram = gram;
     peaks.frames = input.view.frames;
     peaks.per_frame = input.view.per_frame;
     peaks.inverse_channels = 1.0f / input.channels;
     peaks.candidates.mask = dense_mask ? static_cast<const uint8_t*>(dense_mask->const_data_ptr()) : nullptr;
     peaks.candidates.per_frame = input.view.per_frame;
     configure(peaks);
-    check_cuda(launch_density_peaks(peaks, peaks_workspace, stream), op);
+    check_cuda(launch_density_peaks(input.view, peaks, peaks_workspace, stream), op);
   });
 }
 
@@ -512,8 +503,8 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
       input.view, static_cast<const int64_t*>(center_tokens.const_data_ptr()), per_frame, plan, centers, stream));
   const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
   FASTVID_RETURN_IF_FAILED(
-      launch_assign(input.view, plan, centers, candidates, assignments, output, merge_centers, 0, stream));
-  return launch_merge(input.view, plan, centers, assignments, output, merge_floor, 0, max_items, stream);
+      launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
+  return launch_merge(input.view, plan, centers, candidates, assignments, output, merge_floor, 0, max_items, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor> scatter_merge(const Tensor& tokens, const Tensor& centers, const MaybeTensor& mask,

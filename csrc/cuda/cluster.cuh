@@ -59,17 +59,17 @@ constexpr int kMaxClusterSize = 8;
 
 // Sum of the same shared variable over the cluster, in the order of the ranks. All loads are under way before the first
 // is used: one from another block takes as long as one from L2.
-template <typename T>
+template <int kMostRanks = kMaxClusterSize, typename T>
 __device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
 #ifdef FASTVID_CLUSTERS
-  T part[kMaxClusterSize];
+  T part[kMostRanks];
 #pragma unroll
-  for (int r = 0; r < kMaxClusterSize; ++r) {
+  for (int r = 0; r < kMostRanks; ++r) {
     if (r < ranks) part[r] = *at_rank(shared, r);
   }
   T total = part[0];
 #pragma unroll
-  for (int r = 1; r < kMaxClusterSize; ++r) {
+  for (int r = 1; r < kMostRanks; ++r) {
     if (r < ranks) total = total + part[r];
   }
   return total;

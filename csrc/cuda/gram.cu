@@ -54,7 +54,7 @@ __global__ __launch_bounds__(kGramThreads,
     for (int i = 0; i < kCopies; ++i) {
       const int r = (copy_row + i * kCopyStep) % kGramTile;
       const bool is_b = i >= kCopies / 2, present = r < (is_b ? num_b : num_a);
-      copy.set(i, tokens.row(first_token + (present ? (is_b ? first_b : first_a) + r : 0)) + first_channel, present);
+      copy.source[i] = tokens.row(first_token + (present ? (is_b ? first_b : first_a) + r : 0)) + first_channel;
     }
     const auto start_slice = [&](int slice) {
       if (slice < slices.count) {
@@ -118,8 +118,6 @@ __global__ __launch_bounds__(kGramThreads,
 }
 
 }  // namespace
-
-size_t gram_floats(int frames, int per_frame) { return static_cast<size_t>(frames) * GramTiles(per_frame).floats(); }
 
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream) {

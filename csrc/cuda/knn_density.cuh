@@ -6,51 +6,46 @@
 
 namespace fastvid {
 
-// Per-token values of one frame, the same in every block of the cluster.
+// Per-token values of one frame, in shared memory: the same in every block of the cluster, but for the keys, which only
+// the first one has.
 struct FrameState {
   float* norms;     // (N,) squared norms
-  float* density;   // (N,) rho, NaN for a token that takes no part
+  float* density;   // (N,) rho
   float* farthest;  // (N,) squared distance of the token that takes part and lies farthest
-  int* keys;        // (N,) order keys of the scores, INT32_MIN for a token that takes no part
+  int* keys;        // (N,) order keys of the scores, INT32_MIN for a token that takes no part and up to a multiple of 4
+  bool* marks;      // (N,) whether a token takes part
 
-  __device__ __forceinline__ bool takes_part(int token) const { return density[token] == density[token]; }
+  static __host__ __device__ int padded(int n) { return (n + 3) / 4 * 4; }
+  static __host__ __device__ int bytes(int n) { return (padded(n) * 17 + 15) / 16 * 16; }
+  __device__ __forceinline__ FrameState(void* memory, int n)
+      : norms(static_cast<float*>(memory)),
+        density(norms + padded(n)),
+        farthest(density + padded(n)),
+        keys(reinterpret_cast<int*>(farthest + padded(n))),
+        marks(reinterpret_cast<bool*>(keys + padded(n))) {}
 };
 
-// A few smallest (distance, index) of one lane, ascending.
+// A few smallest distances of one lane, ascending.
 struct Nearest {
   static constexpr int kSize = 4;
   float distance[kSize];
-  int index[kSize];
 
   __device__ __forceinline__ Nearest() {
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      distance[k] = INFINITY;
-      index[k] = INT32_MAX;
-    }
+    for (int k = 0; k < kSize; ++k) distance[k] = INFINITY;
   }
-  __device__ __forceinline__ void add(float candidate, int at) {
-    if (!(candidate < distance[kSize - 1])) return;
+  __device__ __forceinline__ void add(float candidate) {
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
-      if (candidate < distance[k]) {
-        const float larger = distance[k];
-        const int larger_at = index[k];
-        distance[k] = candidate;
-        index[k] = at;
-        candidate = larger;
-        at = larger_at;
-      }
+      const float smaller = fminf(distance[k], candidate);
+      candidate = fmaxf(distance[k], candidate);
+      distance[k] = smaller;
     }
   }
   __device__ __forceinline__ void drop_first() {
 #pragma unroll
-    for (int k = 0; k + 1 < kSize; ++k) {
-      distance[k] = distance[k + 1];
-      index[k] = index[k + 1];
-    }
+    for (int k = 0; k + 1 < kSize; ++k) distance[k] = distance[k + 1];
     distance[kSize - 1] = INFINITY;
-    index[kSize - 1] = INT32_MAX;
   }
 };
 
@@ -62,12 +57,13 @@ __device__ __forceinline__ float distances_of(int i, float* row, int n, const Fr
   float largest = 0.0f;
 #pragma unroll 2
   for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
-    const bool candidate = state.takes_part(j);
-    const float squared = i == j ? 0.0f : squared_distance(norm, state.norms[j], row[j]) * inverse_channels;
-    const float distance = candidate ? squared : INFINITY;
+    // No branches: all loads are under way at once.
+    const float squared = squared_distance(norm, state.norms[j], row[j]) * inverse_channels;
+    const bool candidate = state.marks[j];
+    const float distance = !candidate ? INFINITY : i == j ? 0.0f : squared;
     row[j] = distance;
-    if (candidate) largest = fmaxf(largest, squared);
-    nearest.add(distance, j);
+    largest = fmaxf(largest, candidate ? distance : 0.0f);
+    nearest.add(fminf(distance, INFINITY));  // NaN is no neighbour
   }
   return warp_max(largest);
 }
@@ -75,26 +71,37 @@ __device__ __forceinline__ float distances_of(int i, float* row, int n, const Fr
 // rho of one token: sums its `neighbors` smallest distances in ascending order, by a warp. `nearest` holds each lane's
 // first ones; where more are wanted, further passes over the row find the next.
 __device__ __forceinline__ float density_of(const float* row, int n, int neighbors, Nearest nearest) {
+  const int lane = threadIdx.x % kWarp;
   double sum = 0.0;  // of as many terms as the caller likes
   float last = 0.0f;
-  int last_index = -1;
-  for (int taken = 0; taken < neighbors; ++taken) {
-    if (taken > 0 && taken % Nearest::kSize == 0) {
-      nearest = Nearest();
-#pragma unroll 1
-      for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
-        if (row[j] > last || (row[j] == last && j > last_index)) nearest.add(row[j], j);
-      }
+  int taken = 0, taken_as_last = 0;  // how many of those equal the last one
+  while (true) {
+    for (int round = 0; round < Nearest::kSize && taken < neighbors; ++round, ++taken) {
+      // Bits of floats that are not negative are ordered as the floats.
+      const uint32_t mine = __float_as_uint(nearest.distance[0]);
+      const uint32_t smallest = __reduce_min_sync(kFullWarp, mine);
+      const float distance = __uint_as_float(smallest);
+      taken_as_last = distance == last ? taken_as_last + 1 : 1;
+      last = distance;
+      sum += distance;
+      if (lane == __ffs(__ballot_sync(kFullWarp, mine == smallest)) - 1) nearest.drop_first();
     }
-    // Bits of floats that are not negative are ordered as the floats.
-    const uint32_t first = __float_as_uint(nearest.distance[0]);
-    const uint32_t smallest = __reduce_min_sync(kFullWarp, first);
-    last_index = __reduce_min_sync(kFullWarp, first == smallest ? nearest.index[0] : INT32_MAX);
-    last = __uint_as_float(smallest);
-    sum += last;
-    if (nearest.index[0] == last_index) nearest.drop_first();
+    if (taken == neighbors) return density(static_cast<float>(sum), neighbors);
+    // Those left that equal the last one, and then the next larger ones.
+    int equal = 0;
+    nearest = Nearest();
+    for (int j = lane; j < n; j += kWarp) {
+      equal += row[j] == last;
+      if (row[j] > last) nearest.add(row[j]);
+    }
+    equal = min(static_cast<int>(__reduce_add_sync(kFullWarp, equal)) - taken_as_last, neighbors - taken);
+    if (equal > 0) {
+      sum += static_cast<double>(equal) * last;
+      taken += equal;
+      taken_as_last += equal;
+    }
+    if (taken == neighbors) return density(static_cast<float>(sum), neighbors);
   }
-  return density(static_cast<float>(sum), neighbors);
 }
 
 }  // namespace fastvid

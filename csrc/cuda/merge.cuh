@@ -3,25 +3,34 @@
 
 #include <type_traits>
 
+#include "cluster.cuh"
 #include "core/scatter_merge.h"
-#include "mma.cuh"
 #include "pipeline.h"
+#include "wgmma.cuh"
 
 namespace fastvid {
 
-constexpr int kMergeThreads = 256;
-constexpr int kMergeTileRows = 64;             // tokens a tile, of which a warp takes a quarter,
-constexpr int kMergeRowBytes = kTileRowBytes;  // channels that a block merges at a time, of which it takes a half
-constexpr int kMergeWarpRows = 16;
-static_assert(kMergeThreads / kWarp == 2 * kMergeTileRows / kMergeWarpRows);
-constexpr int kMergeStages = 6;
-constexpr int kMergeGroups = kMergeCenters / 16;  // centres go through the tensor cores by sixteens
+constexpr int kMergeThreads = 2 * kWarpgroup;
+constexpr int kMergeTileRows = 64;                 // tokens a tile
+constexpr int kMergeRowBytes = 2 * kTileRowBytes;  // channels that a block merges at a time, a half a warpgroup
+constexpr int kMergeChunks = kMergeRowBytes / kVectorBytes;
+constexpr int kMergeHalfBytes = kMergeTileRows * kTileRowBytes;
+static_assert(kMergeCenters == 2 * kWarpgroupRows);  // centres go through the tensor cores by so many rows
+template <typename T>
+constexpr int kMergeColumns = kSliceChannels<T> / 8;  // of the sums of a warp
+constexpr int kMergeCluster = 2;  // blocks that share an item's tokens, at most
+constexpr int kMergeStages = 4;
 // Assignments of an anchor frame's tokens in a tile; the padding keeps the frames in different banks.
 constexpr int kOneHotPitch = kMergeTileRows * sizeof(uint16_t) + kVectorBytes;
 constexpr int kMergeTokenBytes = kMergeTileRows * kMergeRowBytes;
-constexpr int kMergeTileBytes = kMergeTokenBytes + kMergeItemAnchors * kOneHotPitch;
+constexpr int kMergeTileBytes =
+    (kMergeTokenBytes + kMergeItemAnchors * kOneHotPitch + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 constexpr int kMergeSumPitch = kMergeRowBytes / 2 + 4;  // floats; channels of a tile of 2-byte elements at most
-static_assert(2 * kMergeCenters * kMergeSumPitch * sizeof(float) <= kMergeStages * kMergeTileBytes);
+static_assert(kMergeCenters * kMergeSumPitch * sizeof(float) <= kMergeStages * kMergeTileBytes);
+// Where a 16-byte chunk of a token stands in a tile: the halves of the rows lie one after the other.
+__device__ __forceinline__ uint32_t merge_tile_offset(int row, int chunk) {
+  return chunk / 8 * kMergeHalfBytes + tile_offset(row, chunk % 8);
+}
 
 // A thread's rows of the one-hot matrix: where a centre's assignments stand in a tile, and its number there.
 struct OneHotRow {
@@ -45,81 +54,76 @@ __device__ __forceinline__ uint32_t chosen_one(const unsigned char* assignments,
   return *reinterpret_cast<const uint16_t*>(assignments) == (number & 0xffff) ? __float_as_uint(1.0f) : 0u;
 }
 
-// Adds sixteen tokens, from row `row` of a tile, to the sums of the centres that they chose.
-template <typename T>
-struct AddTokens {
-  static constexpr int kColumns = 4;  // of eight channels
-  __device__ __forceinline__ static void run(float (&sums)[kMergeGroups][kColumns][4],
-                                             const OneHotRow (&one_hot)[kMergeGroups][2], int groups,
-                                             const unsigned char* tile, int row, int first_chunk) {
-    const int lane = threadIdx.x % kWarp;
-    uint32_t b[kColumns / 2][4];
+// Adds the tokens of a tile to the sums of the centres that they chose: sixteen centres a warp of each group of
+// kWarpgroupRows. `half` is the part of the tile with the warpgroup's channels.
+template <typename T, int kGroups>
+__device__ __forceinline__ void add_tokens(float (&sums)[kGroups][kMergeColumns<T>][4],
+                                           const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,
+                                           const unsigned char* assignments) {
+  const int lane = threadIdx.x % kWarp;
+  constexpr int kBatch = 32;  // tokens whose one-hot rows are held at a time
 #pragma unroll
-    for (int pair = 0; pair < kColumns / 2; ++pair) {
-      load_matrices_transposed(b[pair], shared_address(tile) + row * kTileRowBytes +
-                                            tile_offset(lane % 16, first_chunk + pair * 2 + lane / 16));
-    }
-    const unsigned char* const assignments = tile + kMergeTokenBytes + (row + lane % 4 * 2) * sizeof(uint16_t);
+  for (int row = 0; row < kMergeTileRows; row += kBatch) {
+    uint32_t rows[kBatch / 16][kGroups][4];
 #pragma unroll
-    for (int g = 0; g < kMergeGroups; ++g) {
-      if (g < groups) {
-        uint32_t a[4];
+    for (int k = 0; k < kBatch / 16; ++k) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const OneHotRow& mine = one_hot[g][i % 2];
-          a[i] = chosen_pair(assignments + mine.at + i / 2 * 8 * sizeof(uint16_t), mine.number, T{});
-        }
-#pragma unroll
-        for (int pair = 0; pair < kColumns / 2; ++pair) {
-          multiply(sums[g][pair * 2], a, b[pair][0], b[pair][1], T{});
-          multiply(sums[g][pair * 2 + 1], a, b[pair][2], b[pair][3], T{});
+          const int token = row + k * 16 + lane % 4 * 2 + i / 2 * 8;
+          rows[k][g][i] = chosen_pair(assignments + mine.at + token * sizeof(uint16_t), mine.number, T{});
         }
       }
     }
+    begin_products<T>();
+#pragma unroll
+    for (int k = 0; k < kBatch / 16; ++k) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        multiply_transposed(sums[g], rows[k][g], shared_address(half), row + k * 16, T{});
+      }
+    }
+    end_products<T>();
   }
-};
+}
 
 // float32 tokens go in as the sum of two tf32 values, 22 bits together; ones are exact.
-template <>
-struct AddTokens<float> {
-  static constexpr int kColumns = 2;
-  __device__ __forceinline__ static void run(float (&sums)[kMergeGroups][kColumns][4],
-                                             const OneHotRow (&one_hot)[kMergeGroups][2], int groups,
-                                             const unsigned char* tile, int row, int first_chunk) {
-    const int lane = threadIdx.x % kWarp;
+template <int kGroups>
+__device__ __forceinline__ void add_float_tokens(float (&sums)[kGroups][kMergeColumns<float>][4],
+                                                 const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,
+                                                 const unsigned char* assignments) {
+  constexpr int kColumns = kMergeColumns<float>;
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll 2
+  for (int k = 0; k < kMergeTileRows; k += 8) {
+    uint32_t high[kColumns][2], low[kColumns][2];
 #pragma unroll
-    for (int k = row; k < row + 16; k += 8) {
-      uint32_t high[kColumns][2], low[kColumns][2];
+    for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int channel = column * 8 + lane / 4;
+        const uint32_t at = tile_offset(k + i * 4 + lane % 4, channel / 4) + channel % 4 * 4;
+        split_tf32(*reinterpret_cast<const uint32_t*>(half + at), high[column][i], low[column][i]);
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      uint32_t rows[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const OneHotRow& mine = one_hot[g][i % 2];
+        rows[i] = chosen_one(assignments + mine.at + (k + lane % 4 + i / 2 * 4) * sizeof(uint16_t), mine.number);
+      }
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int channel = column * 8 + lane / 4;
-          const uint32_t at =
-              tile_offset(k + half * 4 + lane % 4, first_chunk + channel / 4) + channel % 4 * sizeof(float);
-          split_tf32(*reinterpret_cast<const uint32_t*>(tile + at), high[column][half], low[column][half]);
-        }
-      }
-      const unsigned char* const assignments = tile + kMergeTokenBytes + (k + lane % 4) * sizeof(uint16_t);
-#pragma unroll
-      for (int g = 0; g < kMergeGroups; ++g) {
-        if (g < groups) {
-          uint32_t a[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const OneHotRow& mine = one_hot[g][i % 2];
-            a[i] = chosen_one(assignments + mine.at + i / 2 * 4 * sizeof(uint16_t), mine.number);
-          }
-#pragma unroll
-          for (int column = 0; column < kColumns; ++column) {
-            multiply_tf32(sums[g][column], a, low[column][0], low[column][1]);
-            multiply_tf32(sums[g][column], a, high[column][0], high[column][1]);
-          }
-        }
+        multiply_tf32(sums[g][column], rows, low[column][0], low[column][1]);
+        multiply_tf32(sums[g][column], rows, high[column][0], high[column][1]);
       }
     }
   }
-};
+}
 
 // Writes one tile of channels of a row of the result, a vector a thread of a group of eight.
 template <typename T>
@@ -136,41 +140,47 @@ __device__ __forceinline__ void write_vector(const Output<T>& output, int64_t ro
   }
 }
 
-// Writes the merged rows of an item's centres for one tile of channels. `tiles` is kMergeStages tiles.
-template <typename T>
-__device__ __forceinline__ void merge_item(const Tokens<T>& tokens, const Centers& centers,
-                                           const Assignments& assignments, const Output<T>& output, float merge_floor,
-                                           const MergeItem& item, int channel_tile, unsigned char* tiles) {
-  constexpr int kColumns = AddTokens<T>::kColumns, kSize = Vector<T>::kSize;
+// Sums, for one tile of channels, the tokens that an item's centres get from share `rank` of `ranks` of the segment's
+// tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the kMergeStages tiles.
+template <typename T, int kGroups>
+__device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
+                                         const Assignments& assignments, const MergeItem& item, int channel_tile,
+                                         int rank, int ranks, unsigned char* tiles) {
+  constexpr int kColumns = kMergeColumns<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
-  const int row_part = warp % 4, channel_half = warp / 4;
-  const int num_centers = item.end_center - item.first_center, groups = (num_centers + 15) / 16;
+  const int num_centers = item.end_center - item.first_center;
+  const int half = threadIdx.x / kWarpgroup;  // of the channels
   const int first_token = item.first_frame * n, end_token = item.end_frame * n;
 
   // Tiles start at multiples of their size, so that assignments are whole vectors; tokens of other segments count as
   // zeros, whatever their assignments are.
-  const int start = first_token / kMergeTileRows * kMergeTileRows;
-  const int num_tiles = (end_token - start + kMergeTileRows - 1) / kMergeTileRows;
-  const int chunk = threadIdx.x % 8, copy_row = threadIdx.x / 8;
-  const int channel = (channel_tile * 8 + chunk) * kSize;
+  const int first_tile = first_token / kMergeTileRows;
+  const int all_tiles = ceil_div(end_token, kMergeTileRows) - first_tile;
+  const int start = (first_tile + all_tiles * rank / ranks) * kMergeTileRows;
+  const int num_tiles = all_tiles * (rank + 1) / ranks - all_tiles * rank / ranks;
+  constexpr int kCopyStep = kMergeThreads / kMergeChunks;  // rows between a thread's copies
+  static_assert(kCopyStep % 8 == 0);
+  const int chunk = threadIdx.x % kMergeChunks, copy_row = threadIdx.x / kMergeChunks;
+  const int channel = (channel_tile * kMergeChunks + chunk) * Vector<T>::kSize;
   const bool has_channel = channel < tokens.channels, copies_numbers = threadIdx.x < item.num_anchors * 8;
+  static_assert(kMergeItemAnchors * 8 <= kMergeThreads);
   const T* source = tokens.row(start + copy_row) + channel;  // of the next tile to start, as are the next two
   int token = start + copy_row;
+  const int numbers_row = threadIdx.x / 8, numbers_chunk = threadIdx.x % 8;
   const uint16_t* numbers = assignments.table +
-                            (item.first_anchor - item.pass * kMergeAnchors + copy_row) * assignments.pitch + start +
-                            chunk * 8;
-  const int64_t row_step = kMergeThreads / 8 * tokens.row_stride;
-  const uint32_t first_tile = shared_address(tiles), copy_at = tile_offset(copy_row, chunk);
-  const uint32_t numbers_at = kMergeTokenBytes + copy_row * kOneHotPitch + chunk * kVectorBytes;
+                            (item.first_anchor - item.pass * kMergeAnchors + numbers_row) * assignments.pitch + start +
+                            numbers_chunk * 8;
+  const int64_t row_step = kCopyStep * tokens.row_stride;
+  const uint32_t tile0 = shared_address(tiles), copy_at = merge_tile_offset(copy_row, chunk);
+  const uint32_t numbers_at = kMergeTokenBytes + numbers_row * kOneHotPitch + numbers_chunk * kVectorBytes;
   const auto start_tile = [&](int t) {
     if (t < num_tiles) {
-      const uint32_t tile = first_tile + t % kMergeStages * kMergeTileBytes;
+      const uint32_t tile = tile0 + t % kMergeStages * kMergeTileBytes;
 #pragma unroll
-      for (int i = 0; i < kMergeTileRows * 8 / kMergeThreads; ++i) {
-        const int at = token + i * (kMergeThreads / 8);
+      for (int i = 0; i < kMergeTileRows / kCopyStep; ++i) {
+        const int at = token + i * kCopyStep;
         const bool present = has_channel && at >= first_token && at < end_token;
-        copy_async(tile + copy_at + i * (kMergeThreads / 8) * kTileRowBytes,
-                   present ? source + i * row_step : tokens.data, present);
+        copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
       }
       if (copies_numbers) copy_async(tile + numbers_at, numbers, true);
       source += kMergeTileRows * tokens.row_stride;
@@ -179,78 +189,84 @@ __device__ __forceinline__ void merge_item(const Tokens<T>& tokens, const Center
     }
     commit_copies();
   };
-  static_assert(kMergeItemAnchors * 8 <= kMergeThreads && kMergeThreads / 8 % 8 == 0);
   for (int t = 0; t < kMergeStages - 1; ++t) start_tile(t);
 
-  OneHotRow one_hot[kMergeGroups][2];
+  OneHotRow one_hot[kGroups][2];
+  const int first_row = warp % 4 * 16 + lane / 4;  // of the thread's sums, as the next eight further down
 #pragma unroll
-  for (int g = 0; g < kMergeGroups; ++g) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int c = g * 16 + half * 8 + lane / 4;
-      one_hot[g][half] = {0, kAbsentNumber};
-      if (c < num_centers) {
-        const Center center = centers.list[item.first_center + c];
-        if (center.row >= 0) {
-          one_hot[g][half] = {(center.anchor - item.first_anchor) * kOneHotPitch,
-                              (kFirstNumber + center.number) * 0x10001u};
-        }
+  for (int i = 0; i < 2 * kGroups; ++i) {
+    const int c = i / 2 * kWarpgroupRows + i % 2 * 8 + first_row;
+    OneHotRow& mine = one_hot[i / 2][i % 2];
+    mine = {0, kAbsentNumber};
+    if (c < num_centers) {
+      const Center center = centers.list[item.first_center + c];
+      if (center.row >= 0) {
+        mine = {(center.anchor - item.first_anchor) * kOneHotPitch, (kFirstNumber + center.number) * 0x10001u};
       }
     }
   }
 
-  float sums[kMergeGroups][kColumns][4] = {};
+  float sums[kGroups][kColumns][4] = {};
   for (int t = 0; t < num_tiles; ++t) {
     wait_copies(kMergeStages - 2);
+    publish_copies();
     __syncthreads();
     start_tile(t + kMergeStages - 1);
-    AddTokens<T>::run(sums, one_hot, groups, tiles + t % kMergeStages * kMergeTileBytes, row_part * kMergeWarpRows,
-                      channel_half * 4);
+    const unsigned char* const tile = tiles + t % kMergeStages * kMergeTileBytes;
+    if constexpr (std::is_same_v<T, float>) {
+      add_float_tokens(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);
+    } else {
+      add_tokens<T>(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);
+    }
   }
   wait_copies(0);
   __syncthreads();
 
-  // Of the four warps with the same channels, two leave their sums and the two others add theirs: (0 + 2) + (1 + 3).
-  float* const shared_sums = reinterpret_cast<float*>(tiles);
+  float* const mine = reinterpret_cast<float*>(tiles) + half * kColumns * 8 + lane % 4 * 2;
 #pragma unroll
-  for (int round = 0; round < 2; ++round) {
-    if (row_part / 2 == round) {
-      float* const mine = shared_sums + row_part % 2 * kMergeCenters * kMergeSumPitch + channel_half * kColumns * 8;
+  for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-      for (int g = 0; g < kMergeGroups; ++g) {
-        if (g < groups) {
+    for (int i = 0; i < 2; ++i) {
+      float* const row = mine + (g * kWarpgroupRows + i * 8 + first_row) * kMergeSumPitch;
 #pragma unroll
-          for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              float2& at = *reinterpret_cast<float2*>(mine + (g * 16 + half * 8 + lane / 4) * kMergeSumPitch +
-                                                      column * 8 + lane % 4 * 2);
-              const float2 before = round == 0 ? make_float2(0.0f, 0.0f) : at;
-              at = make_float2(before.x + sums[g][column][half * 2], before.y + sums[g][column][half * 2 + 1]);
-            }
-          }
-        }
+      for (int column = 0; column < kColumns; ++column) {
+        *reinterpret_cast<float2*>(row + column * 8) =
+            make_float2(sums[g][column][i * 2], sums[g][column][i * 2 + 1]);
       }
     }
-    __syncthreads();
   }
-  for (int c = copy_row; c < num_centers; c += kMergeThreads / 8) {
+}
+
+// Writes the merged rows of share `rank` of `ranks` of an item's centres for one tile of channels, from the sums that
+// all blocks of the cluster have left.
+template <typename T>
+__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Centers& centers, const Output<T>& output,
+                                           float merge_floor, const MergeItem& item, int channel_tile, int rank,
+                                           int ranks, const unsigned char* tiles) {
+  constexpr int kSize = Vector<T>::kSize;
+  const int chunk = threadIdx.x % kMergeChunks, num_centers = item.end_center - item.first_center;
+  const int channel = (channel_tile * kMergeChunks + chunk) * kSize;
+  if (channel >= tokens.channels) return;
+  const int end = num_centers * (rank + 1) / ranks;
+#pragma unroll 2
+  for (int c = num_centers * rank / ranks + threadIdx.x / kMergeChunks; c < end; c += kMergeThreads / kMergeChunks) {
     const Center center = centers.list[item.first_center + c];
     const int64_t count = static_cast<int64_t>(centers.counts[item.first_center + c]);
-    const float weight = own_weight(count, merge_floor);
     Vector<T> own{}, merged;
-    if (center.row >= 0 && has_channel) {
-      own = *reinterpret_cast<const Vector<T>*>(tokens.row(center.row) + channel);
-    }
+    if (center.row >= 0) own = *reinterpret_cast<const Vector<T>*>(tokens.row(center.row) + channel);
+    const float* const sums = reinterpret_cast<const float*>(tiles) + c * kMergeSumPitch + chunk * kSize;
+    const float weight = own_weight(count, merge_floor);
 #pragma unroll
-    for (int e = 0; e < kSize; ++e) {
-      const float* const at = shared_sums + c * kMergeSumPitch + chunk * kSize + e;
-      const float sum = at[0] + at[kMergeCenters * kMergeSumPitch];
-      merged.at[e] = from_float<T>(merged_value(to_float(own.at[e]), sum, count, weight));
+    for (int q = 0; q < kSize / 4; ++q) {
+      const float4 sum = cluster_total<kMergeCluster>(reinterpret_cast<const float4*>(sums) + q, ranks);
+      const float parts[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], count, weight));
+      }
     }
     write_vector(output, center.output_row, channel, merged);
   }
-  __syncthreads();  // the sums lie where the next tiles will
 }
 
 }  // namespace fastvid

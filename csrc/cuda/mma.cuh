@@ -69,24 +69,22 @@ struct Slices {
 };
 
 // A thread's share of copying rows of tokens into tiles, kTileRowBytes of every row a slice: the same chunk of up to
-// kRows rows that lie kStep apart in the tile.
+// kRows rows that lie kStep apart in the tile. Rows that are missing have to be some valid ones: no use is made of them.
 template <typename T, int kRows, int kStep>
 struct SliceCopy {
   static_assert(kStep % 8 == 0, "rows of one thread must be swizzled alike");
   const T* source[kRows];  // of the next slice
-  uint32_t present = 0;    // a bit a row; the others are filled with zeros
-  int rows = kRows;        // that the tile has
+  int rows = kRows;        // that are copied
 
-  __device__ __forceinline__ void set(int i, const T* row, bool is_present) {
-    source[i] = row;
-    if (is_present) present |= 1u << i;
-  }
-  // tile: address of the thread's chunk in its first row; within: whether the slice still lies within the channels.
+  // tile: address of the thread's chunk in its first row; within: whether the slice still lies within the channels, or
+  // zeros are wanted.
   __device__ __forceinline__ void start(uint32_t tile, bool within) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if (i < rows) copy_async(tile + i * kStep * kTileRowBytes, source[i], within && (present >> i & 1));
-      source[i] += kSliceChannels<T>;
+      if (i < rows) {
+        copy_async(tile + i * kStep * kTileRowBytes, source[i], within);
+        source[i] += kSliceChannels<T>;
+      }
     }
   }
 };

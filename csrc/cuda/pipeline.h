@@ -19,7 +19,7 @@ struct Videos {
 };
 
 // What one block merges at a time: centres, and anchor frames that they may come from.
-constexpr int kMergeCenters = 64;
+constexpr int kMergeCenters = 128;
 constexpr int kMergeItemAnchors = 16;
 // Anchor frames of a segment whose assignments are held at once; segments with more are merged in several passes.
 constexpr int kMergeAnchors = 128;
@@ -122,15 +122,13 @@ cudaError_t launch_segment_and_plan(const float* similarity, int frames, const S
                                     int max_centers, int passes, cudaStream_t stream);
 
 // ---- gram.cu
-// Floats that the products of `frames` frames take.
-size_t gram_floats(int frames, int per_frame);
-// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null.
+// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into tiles
+// (gram.cuh).
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream);
 
 // ---- density_peaks.cu
 struct DensityPeaks {
-  const float* gram;
   int frames, per_frame;   // T, N
   float inverse_channels;  // 1 / D
   Candidates candidates;
@@ -145,9 +143,11 @@ struct DensityPeaks {
   int num_peaks;
   int64_t* peaks;  // (B, num_peaks) or null
 };
-// Bytes of device memory that the kernel needs for frames of this size.
+// Bytes of device memory that launch_density_peaks needs, for the products above all.
 cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes);
-cudaError_t launch_density_peaks(const DensityPeaks& peaks, void* workspace, cudaStream_t stream);
+template <typename T>
+cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
+                                 cudaStream_t stream);
 
 // ---- scatter_merge.cu
 // Numbers of centres are stored so that, read as bfloat16 or float16, they are distinct normal values: tensor-core
@@ -170,20 +170,20 @@ struct Output {
   int* frame_counts;  // (T,)
   int capacity;       // rows past the kept ones are filled with 0 and index -1
 };
-// Also writes the rows that are kept as they are.
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                          bool merge_centers, int pass, cudaStream_t stream);
+                          const Candidates& candidates, const Assignments& assignments, bool merge_centers, int pass,
+                          cudaStream_t stream);
 // The plan of the op scatter_merge: every frame is a segment with one anchor frame, itself, and given centres.
 template <typename T>
 cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* center_tokens, int centers_per_frame,
                                       const FramePlan& plan, const Centers& centers, cudaStream_t stream);
 
+// Also writes the rows that are kept as they are.
 template <typename T>
 cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                         const Assignments& assignments, const Output<T>& output, float merge_floor, int pass,
-                         int max_items, cudaStream_t stream);
+                         const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
+                         float merge_floor, int pass, int max_items, cudaStream_t stream);
 
 // ---- prune.cu
 // Copies tokens of any strides into whole vectors, padded with zeros.

@@ -11,54 +11,67 @@ namespace {
 
 constexpr int kPlanThreads = 256;
 constexpr int kMergeBlocksPerMultiprocessor = 2;
+constexpr int kStaticSharedBytes = 8 * 1024;  // at most, of the kernels below
 
-// The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre. For prune also the
-// rows that are kept as they are.
-// Grid: (cluster, parts of kAssignRows tokens at most and perhaps one more for the kept rows, frames); the blocks of a
-// cluster share the channels. Memory: reads all tokens once per kAssignCenters centres of a segment, and the centres
-// once per part of a frame, out of L2. Limit: L2 bandwidth for short segments, tensor cores for long ones.
+// The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre.
+// Grid: (cluster, parts of a frame, frames); the blocks of a cluster share the channels. Memory: reads all tokens once
+// per kAssignCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: L2 bandwidth.
 template <typename T>
-__global__ __launch_bounds__(kAssignThreads, 2) void assign_kernel(
+__global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
     const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
-    const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, bool merge_centers,
-    int pass, int first_frame, int parts) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  static_assert(kAssignThreads == kEmitTokens);
-  wait_for_predecessor();
-  const int frame = first_frame + blockIdx.z, part = blockIdx.y;
-  if (part == parts) {
-    emit_frame(tokens, plan, centers, candidates, output, frame, cluster_rank(), cluster_size(), shared);
-  } else {
-    assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, frame, part, parts, shared);
-  }
+    const __grid_constant__ Assignments assignments, bool merge_centers, int pass, int first_frame, int tile_rows) {
+  extern __shared__ __align__(kTileAlignment) unsigned char shared[];
+  assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, first_frame + blockIdx.z,
+              blockIdx.y, gridDim.y, tile_rows, shared);
 }
 
-// Merged rows of all centres.
-// Grid: persistent; blocks draw tickets for item x channel tile. Memory: each tile of channels of a segment is read
-// once per kMergeCenters centres, out of L2; the result is written once. Limit: L2 bandwidth.
+// Merged rows of all centres, and for prune the rows that are kept as they are.
+// Grid: persistent; clusters draw tickets for item x channel tile, then for frames; the blocks of a cluster share an
+// item's tokens. Memory: each tile of channels of a segment is read once per kMergeCenters centres; the result is
+// written once. Limit: memory bandwidth.
 template <typename T>
 __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void merge_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
-    const __grid_constant__ Centers centers, const __grid_constant__ Assignments assignments,
-    const __grid_constant__ Output<T> output, float merge_floor, int pass) {
-  extern __shared__ __align__(128) unsigned char shared[];
+    const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
+    const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, float merge_floor,
+    int pass) {
+  extern __shared__ __align__(kTileAlignment) unsigned char shared[];
   __shared__ int drawn;
+  static_assert(kMergeThreads == kEmitTokens);
+  const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
+  const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
+  const bool emits = output.indices != nullptr && pass == 0;
+  cluster_sync();  // all blocks have started, so that others may write to them
   wait_for_predecessor();
-  const int items = plan.totals->items;
-  const int channel_tiles = (tokens.row_bytes() + kMergeRowBytes - 1) / kMergeRowBytes;
-  // The first ticket is the block's own number, which saves the way to memory.
-  for (int work = blockIdx.x; work < items * channel_tiles;) {
-    int next = 0;
-    if (threadIdx.x == 0) next = gridDim.x + atomicAdd(plan.tickets + pass, 1);
-    const MergeItem item = plan.items[work / channel_tiles];
-    if (item.pass == pass) {
-      merge_item(tokens, centers, assignments, output, merge_floor, item, work % channel_tiles, shared);
+  const int merges = plan.totals->items * channel_tiles;
+  const int units = merges + (emits ? tokens.frames : 0);
+  // The first ticket is the cluster's own number, which saves the way to memory.
+  for (int unit = blockIdx.x / ranks; unit < units;) {
+    if (rank == 0 && threadIdx.x < ranks) {
+      int next = 0;
+      if (threadIdx.x == 0) next = clusters + atomicAdd(plan.tickets + pass, 1);
+      next = __shfl_sync((1u << ranks) - 1, next, 0);
+      *at_rank(&drawn, threadIdx.x) = next;
     }
-    if (threadIdx.x == 0) drawn = next;
-    __syncthreads();
-    work = drawn;
-    __syncthreads();
+    if (unit >= merges) {
+      emit_frame(tokens, plan, centers, candidates, output, unit - merges, rank, ranks, shared);
+    } else if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
+      if (item.end_center - item.first_center <= kWarpgroupRows) {
+        sum_item<T, 1>(tokens, centers, assignments, item, unit % channel_tiles, rank, ranks, shared);
+      } else {
+        sum_item<T, 2>(tokens, centers, assignments, item, unit % channel_tiles, rank, ranks, shared);
+      }
+    }
+    cluster_sync();
+    // The item is read again rather than held in registers.
+    if (unit < merges) {
+      if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
+        write_item(tokens, centers, output, merge_floor, item, unit % channel_tiles, rank, ranks, shared);
+      }
+    }
+    unit = drawn;
+    cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
 }
 
@@ -70,7 +83,7 @@ __global__ __launch_bounds__(kPlanThreads) void scatter_merge_plan_kernel(const 
                                                                           const Centers centers) {
   wait_for_predecessor();
   const int frames = tokens.frames, n = tokens.per_frame, lane = threadIdx.x % kWarp;
-  const int items_per_frame = (centers_per_frame + kMergeCenters - 1) / kMergeCenters;
+  const int items_per_frame = ceil_div(centers_per_frame, kMergeCenters);
   const int stride = gridDim.x * blockDim.x, first = blockIdx.x * blockDim.x + threadIdx.x;
   for (int f = first; f < frames; f += stride) {
     const int first_center = f * centers_per_frame, end_center = first_center + centers_per_frame;
@@ -111,23 +124,33 @@ __global__ __launch_bounds__(kPlanThreads) void scatter_merge_plan_kernel(const 
 
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                          bool merge_centers, int pass, cudaStream_t stream) {
+                          const Candidates& candidates, const Assignments& assignments, bool merge_centers, int pass,
+                          cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int parts = ceil_div(tokens.per_frame, kAssignRows);
-  const bool emits = output.indices != nullptr && pass == 0;
-  // Enough blocks for two a multiprocessor. At least two share a part, which halves the time that the parts of the
-  // longest segment, with the most centres, keep everybody waiting at the end.
-  const int blocks = tokens.frames * parts, wanted = 2 * limits.multiprocessors;
-  int cluster = limits.clusters ? 2 : 1;
-  while (limits.clusters && cluster < kMaxClusterSize && blocks * cluster * 2 <= wanted + wanted / 8) cluster *= 2;
+  int parts = ceil_div(tokens.per_frame, kAssignRows);
+  const auto tile_rows = [&] { return ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16; };
+  const auto shared_bytes = [&] { return kAssignStages * assign_tile_bytes(tile_rows()); };
+  while (tile_rows() > 16 && shared_bytes() > limits.shared_bytes - kStaticSharedBytes) ++parts;
+  // As many blocks share a part as make the whole the shortest: waves of blocks, each as long as its share of the
+  // slices and what comes before and after them.
+  const int slices = ceil_div(tokens.row_bytes(), kTileRowBytes), blocks = tokens.frames * parts;
+  constexpr int kFixedSlices = 6;
+  int cluster = 1;
+  double least = 0.0;
+  for (int c = 1; c <= (limits.clusters ? kMaxClusterSize : 1); c *= 2) {
+    const double time = ceil_div(blocks * c, limits.multiprocessors) * (kFixedSlices + 1.0 * slices / c);
+    if (c == 1 || time < least) {
+      cluster = c;
+      least = time;
+    }
+  }
   constexpr int kMostFrames = 65535;  // along z
   for (int first = 0; first < tokens.frames; first += kMostFrames) {
-    const dim3 grid(cluster, parts + emits, std::min(kMostFrames, tokens.frames - first));
-    FASTVID_RETURN_IF_FAILED(
-        launch<assign_kernel<T>>({grid, kAssignThreads, kAssignStages * kAssignTileBytes, cluster, stream}, tokens,
-                                 plan, centers, candidates, assignments, output, merge_centers, pass, first, parts));
+    const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
+    FASTVID_RETURN_IF_FAILED(launch<assign_kernel<T>>(
+        {grid, kAssignThreads, static_cast<size_t>(shared_bytes()), cluster, stream}, tokens, plan, centers, candidates,
+        assignments, merge_centers, pass, first, tile_rows()));
   }
   return cudaSuccess;
 }
@@ -144,24 +167,31 @@ cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* ce
 
 template <typename T>
 cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                         const Assignments& assignments, const Output<T>& output, float merge_floor, int pass,
-                         int max_items, cudaStream_t stream) {
+                         const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
+                         float merge_floor, int pass, int max_items, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int64_t work =
-      static_cast<int64_t>(max_items) * ceil_div(tokens.channels * static_cast<int>(sizeof(T)), kMergeRowBytes);
-  const int blocks = static_cast<int>(std::min<int64_t>(work, limits.multiprocessors * kMergeBlocksPerMultiprocessor));
-  return launch<merge_kernel<T>>({dim3(blocks), kMergeThreads, kMergeStages * kMergeTileBytes, 1, stream}, tokens, plan,
-                                 centers, assignments, output, merge_floor, pass);
+  const int blocks = limits.multiprocessors * kMergeBlocksPerMultiprocessor;
+  const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
+  // Few frames make few units, of very different lengths: more blocks share each.
+  int cluster = 1;
+  while (limits.clusters && cluster < kMergeCluster && tokens.frames * channel_tiles * cluster * 2 <= 16 * blocks) {
+    cluster *= 2;
+  }
+  const int64_t units = static_cast<int64_t>(max_items) * channel_tiles + tokens.frames;
+  const int clusters = static_cast<int>(std::min<int64_t>(units, blocks / cluster));
+  return launch<merge_kernel<T>>(
+      {dim3(clusters * cluster), kMergeThreads, kMergeStages * kMergeTileBytes, cluster, stream}, tokens, plan, centers,
+      candidates, assignments, output, merge_floor, pass);
 }
 
 #define FASTVID_INSTANTIATE(T)                                                                              \
   template cudaError_t launch_scatter_merge_plan(const Tokens<T>&, const int64_t*, int, const FramePlan&,   \
                                                  const Centers&, cudaStream_t);                             \
   template cudaError_t launch_assign(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&, \
-                                     const Assignments&, const Output<T>&, bool, int, cudaStream_t);        \
-  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Assignments&, \
-                                    const Output<T>&, float, int, int, cudaStream_t);
+                                     const Assignments&, bool, int, cudaStream_t);                          \
+  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&,  \
+                                    const Assignments&, const Output<T>&, float, int, int, cudaStream_t);
 FASTVID_INSTANTIATE(float)
 FASTVID_INSTANTIATE(__half)
 FASTVID_INSTANTIATE(__nv_bfloat16)

@@ -21,7 +21,7 @@ struct Tokens {
 
   // Row f * N + t, the flat index by which tokens are named everywhere.
   __device__ __forceinline__ const T* row(int index) const { return data + index * row_stride; }
-  __device__ __forceinline__ int row_bytes() const { return channels * static_cast<int>(sizeof(T)); }
+  __host__ __device__ __forceinline__ int row_bytes() const { return channels * static_cast<int>(sizeof(T)); }
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
