@@ -23,7 +23,8 @@ constexpr int kAssignCenterCopies = kAssignCenters / kAssignCopyStep;
 __host__ __device__ constexpr int assign_tile_bytes(int rows) { return (rows + kAssignCenters) * kTileRowBytes; }
 // Scores, (kAssignCenters, rows), stand where the tiles were.
 __host__ __device__ constexpr int score_pitch(int rows) { return rows + 4; }
-static_assert(score_pitch(kAssignRows) * kAssignCenters * sizeof(float) <= kAssignStages * assign_tile_bytes(kAssignRows));
+static_assert(score_pitch(kAssignRows) * kAssignCenters * sizeof(float) <=
+              kAssignStages * assign_tile_bytes(kAssignRows));
 static_assert(score_pitch(16) * kAssignCenters * sizeof(float) <= kAssignStages * assign_tile_bytes(16));
 
 // The best centre so far, by cosine and then by the lower index; center -1: none.
@@ -47,8 +48,8 @@ __device__ __forceinline__ int copies_of(int copy_row, int rows) {
   return max(0, (rows - copy_row + kAssignCopyStep - 1) / kAssignCopyStep);
 }
 
-// Works on part `part` of `parts` of a frame's tokens, at most tile_rows (a multiple of 16), in a cluster that shares the
-// channels.
+// Works on part `part` of `parts` of a frame's tokens, at most tile_rows (a multiple of 16), in a cluster that shares
+// the channels.
 template <typename T>
 __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
                                             const Candidates& candidates, const Assignments& assignments,
@@ -57,7 +58,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   __shared__ Choice best[2][kAssignRows];  // of the anchor frame that a tile of centres, odd or even, left open
   __shared__ Center tile_centers[kAssignCenters];
   __shared__ float inverse_norms[kAssignCenters];  // -1: no centre
-  __shared__ int anchor_centers[kAssignCenters];    // first centre in the tile, of each anchor frame that has some there
+  __shared__ int anchor_centers[kAssignCenters];   // first centre in the tile, of each anchor frame that has some there
   __shared__ bool mergeable[kAssignRows], is_center[kAssignRows];
   float* const scores = reinterpret_cast<float*>(shared);  // (centres, pitch), where the tiles were
 
@@ -66,7 +67,8 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   const int num_tokens = n * (part + 1) / parts - first_token;
   // Tokens whose scores this block adds up; whole float4 of them but for the last.
   const int first_own = num_tokens * rank / ranks / 4 * 4;
-  const int end_own = rank + 1 == ranks ? num_tokens : num_tokens * (rank + 1) / ranks / 4 * 4, num_own = end_own - first_own;
+  const int end_own = rank + 1 == ranks ? num_tokens : num_tokens * (rank + 1) / ranks / 4 * 4,
+            num_own = end_own - first_own;
   const Slices slices(tokens.row_bytes(), rank, ranks);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int half = ceil_div(num_tokens, 16) * 8, pitch = score_pitch(tile_rows);

@@ -502,8 +502,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   FASTVID_RETURN_IF_FAILED(launch_scatter_merge_plan(
       input.view, static_cast<const int64_t*>(center_tokens.const_data_ptr()), per_frame, plan, centers, stream));
   const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
-  FASTVID_RETURN_IF_FAILED(
-      launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
+  FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
   return launch_merge(input.view, plan, centers, candidates, assignments, output, merge_floor, 0, max_items, stream);
 }
 

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include "launch.h"
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define FASTVID_CLUSTERS 1
 #include <cooperative_groups.h>
@@ -54,8 +56,6 @@ __device__ __forceinline__ T* at_rank(T* shared, int rank) {
   return shared;
 #endif
 }
-
-constexpr int kMaxClusterSize = 8;
 
 // Sum of the same shared variable over the cluster, in the order of the ranks. All loads are under way before the first
 // is used: one from another block takes as long as one from L2.

@@ -57,8 +57,7 @@ __device__ __forceinline__ void load_products(const float* tiles, const GramTile
       if (other >= mine) {
         for (int i = begin + warp; i < end; i += kPeaksWarps) {
           const float* const source = tile + (i - mine * shape.size) * shape.size;
-          for (int j = lane; j < other_size; j += kWarp)
-            copy_number<kShared>(rows.at(i) + other_begin + j, source + j);
+          for (int j = lane; j < other_size; j += kWarp) copy_number<kShared>(rows.at(i) + other_begin + j, source + j);
         }
       } else {
         for (int j = warp; j < other_size; j += kPeaksWarps) {
@@ -146,7 +145,7 @@ cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes) {
 
 template <typename T>
 cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
-                              cudaStream_t stream) {
+                                 cudaStream_t stream) {
   float* const gram = static_cast<float*>(workspace);
   FASTVID_RETURN_IF_FAILED(launch_gram(tokens, peaks.planned ? &peaks.plan : nullptr, gram, stream));
   float* const rows = gram + gram_bytes(peaks.frames, peaks.per_frame) / sizeof(float);
@@ -154,8 +153,8 @@ cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& pe
   int clusters;
   FASTVID_RETURN_IF_FAILED(choose_layout(peaks.frames, peaks.per_frame, work.layout, clusters));
   return launch<density_peaks_kernel>({dim3(clusters * work.layout.cluster), kPeaksThreads,
-                                    static_cast<size_t>(work.layout.shared_bytes), work.layout.cluster, stream},
-                                   work);
+                                       static_cast<size_t>(work.layout.shared_bytes), work.layout.cluster, stream},
+                                      work);
 }
 template cudaError_t launch_density_peaks(const Tokens<float>&, const DensityPeaks&, void*, cudaStream_t);
 template cudaError_t launch_density_peaks(const Tokens<__half>&, const DensityPeaks&, void*, cudaStream_t);

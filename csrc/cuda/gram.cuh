@@ -5,14 +5,13 @@
 
 namespace fastvid {
 
-constexpr int kGramTile = 64;  // tokens a side at most
+constexpr int kGramTile = 128;  // tokens a side at most
 
 // How a frame of n tokens is cut into tiles; tiles are as even as they can be.
 struct GramTiles {
   int across;  // tiles a side of the matrix
   int size;    // tokens a side of a tile
-  __host__ __device__ explicit GramTiles(int n)
-      : across((n + kGramTile - 1) / kGramTile), size((n + across - 1) / across) {}
+  __host__ __device__ explicit GramTiles(int n) : across(ceil_div(n, kGramTile)), size(ceil_div(n, across)) {}
   __host__ __device__ int count() const { return across * (across + 1) / 2; }
   __host__ __device__ int floats() const { return count() * size * size; }  // of a frame
   // Place of tile (row, column), row <= column, among the frame's.

@@ -57,7 +57,6 @@ __device__ __forceinline__ float distances_of(int i, float* row, int n, const Fr
   float largest = 0.0f;
 #pragma unroll 2
   for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
-    // No branches: all loads are under way at once.
     const float squared = squared_distance(norm, state.norms[j], row[j]) * inverse_channels;
     const bool candidate = state.marks[j];
     const float distance = !candidate ? INFINITY : i == j ? 0.0f : squared;
@@ -76,6 +75,7 @@ __device__ __forceinline__ float density_of(const float* row, int n, int neighbo
   float last = 0.0f;
   int taken = 0, taken_as_last = 0;  // how many of those equal the last one
   while (true) {
+#pragma unroll 1
     for (int round = 0; round < Nearest::kSize && taken < neighbors; ++round, ++taken) {
       // Bits of floats that are not negative are ordered as the floats.
       const uint32_t mine = __float_as_uint(nearest.distance[0]);
@@ -90,6 +90,7 @@ __device__ __forceinline__ float density_of(const float* row, int n, int neighbo
     // Those left that equal the last one, and then the next larger ones.
     int equal = 0;
     nearest = Nearest();
+#pragma unroll 1
     for (int j = lane; j < n; j += kWarp) {
       equal += row[j] == last;
       if (row[j] > last) nearest.add(row[j]);

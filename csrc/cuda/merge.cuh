@@ -18,7 +18,7 @@ constexpr int kMergeHalfBytes = kMergeTileRows * kTileRowBytes;
 static_assert(kMergeCenters == 2 * kWarpgroupRows);  // centres go through the tensor cores by so many rows
 template <typename T>
 constexpr int kMergeColumns = kSliceChannels<T> / 8;  // of the sums of a warp
-constexpr int kMergeCluster = 2;  // blocks that share an item's tokens, at most
+constexpr int kMergeCluster = 2;                      // blocks that share an item's tokens, at most
 constexpr int kMergeStages = 4;
 // Assignments of an anchor frame's tokens in a tile; the padding keeps the frames in different banks.
 constexpr int kOneHotPitch = kMergeTileRows * sizeof(uint16_t) + kVectorBytes;
@@ -31,6 +31,13 @@ static_assert(kMergeCenters * kMergeSumPitch * sizeof(float) <= kMergeStages * k
 __device__ __forceinline__ uint32_t merge_tile_offset(int row, int chunk) {
   return chunk / 8 * kMergeHalfBytes + tile_offset(row, chunk % 8);
 }
+
+// What a block keeps of an item's centres.
+struct MergeCenter {
+  int row, output_row;  // as in Center
+  int anchor, number;   // of the item, and of the anchor frame
+  int64_t count;        // tokens that merge into it
+};
 
 // A thread's rows of the one-hot matrix: where a centre's assignments stand in a tile, and its number there.
 struct OneHotRow {
@@ -141,11 +148,12 @@ __device__ __forceinline__ void write_vector(const Output<T>& output, int64_t ro
 }
 
 // Sums, for one tile of channels, the tokens that an item's centres get from share `rank` of `ranks` of the segment's
-// tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the kMergeStages tiles.
+// tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the
+// kMergeStages tiles.
 template <typename T, int kGroups>
 __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
                                          const Assignments& assignments, const MergeItem& item, int channel_tile,
-                                         int rank, int ranks, unsigned char* tiles) {
+                                         int rank, int ranks, MergeCenter* item_centers, unsigned char* tiles) {
   constexpr int kColumns = kMergeColumns<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
   const int num_centers = item.end_center - item.first_center;
@@ -191,19 +199,21 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
   };
   for (int t = 0; t < kMergeStages - 1; ++t) start_tile(t);
 
+  if (threadIdx.x < num_centers) {
+    const int c = item.first_center + threadIdx.x;
+    const Center center = centers.list[c];
+    item_centers[threadIdx.x] = {center.row, center.output_row, center.anchor - item.first_anchor, center.number,
+                                 static_cast<int64_t>(centers.counts[c])};
+  }
+  __syncthreads();
   OneHotRow one_hot[kGroups][2];
   const int first_row = warp % 4 * 16 + lane / 4;  // of the thread's sums, as the next eight further down
 #pragma unroll
   for (int i = 0; i < 2 * kGroups; ++i) {
     const int c = i / 2 * kWarpgroupRows + i % 2 * 8 + first_row;
-    OneHotRow& mine = one_hot[i / 2][i % 2];
-    mine = {0, kAbsentNumber};
-    if (c < num_centers) {
-      const Center center = centers.list[item.first_center + c];
-      if (center.row >= 0) {
-        mine = {(center.anchor - item.first_anchor) * kOneHotPitch, (kFirstNumber + center.number) * 0x10001u};
-      }
-    }
+    const bool present = c < num_centers && item_centers[c].row >= 0;
+    one_hot[i / 2][i % 2] = {present ? item_centers[c].anchor * kOneHotPitch : 0,
+                             present ? (kFirstNumber + item_centers[c].number) * 0x10001u : kAbsentNumber};
   }
 
   float sums[kGroups][kColumns][4] = {};
@@ -230,8 +240,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
       float* const row = mine + (g * kWarpgroupRows + i * 8 + first_row) * kMergeSumPitch;
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
-        *reinterpret_cast<float2*>(row + column * 8) =
-            make_float2(sums[g][column][i * 2], sums[g][column][i * 2 + 1]);
+        *reinterpret_cast<float2*>(row + column * 8) = make_float2(sums[g][column][i * 2], sums[g][column][i * 2 + 1]);
       }
     }
   }
@@ -240,22 +249,26 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
 // Writes the merged rows of share `rank` of `ranks` of an item's centres for one tile of channels, from the sums that
 // all blocks of the cluster have left.
 template <typename T>
-__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Centers& centers, const Output<T>& output,
-                                           float merge_floor, const MergeItem& item, int channel_tile, int rank,
-                                           int ranks, const unsigned char* tiles) {
-  constexpr int kSize = Vector<T>::kSize;
-  const int chunk = threadIdx.x % kMergeChunks, num_centers = item.end_center - item.first_center;
-  const int channel = (channel_tile * kMergeChunks + chunk) * kSize;
+__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Output<T>& output, float merge_floor,
+                                           int num_centers, int channel_tile, int rank, int ranks,
+                                           const MergeCenter* item_centers, const unsigned char* tiles) {
+  constexpr int kSize = Vector<T>::kSize, kStep = kMergeThreads / kMergeChunks;
+  const int chunk = threadIdx.x % kMergeChunks, channel = (channel_tile * kMergeChunks + chunk) * kSize;
   if (channel >= tokens.channels) return;
   const int end = num_centers * (rank + 1) / ranks;
-#pragma unroll 2
-  for (int c = num_centers * rank / ranks + threadIdx.x / kMergeChunks; c < end; c += kMergeThreads / kMergeChunks) {
-    const Center center = centers.list[item.first_center + c];
-    const int64_t count = static_cast<int64_t>(centers.counts[item.first_center + c]);
-    Vector<T> own{}, merged;
-    if (center.row >= 0) own = *reinterpret_cast<const Vector<T>*>(tokens.row(center.row) + channel);
-    const float* const sums = reinterpret_cast<const float*>(tiles) + c * kMergeSumPitch + chunk * kSize;
+  const auto own_of = [&](int c) {
+    const int row = c < end ? item_centers[c].row : -1;
+    return row >= 0 ? *reinterpret_cast<const Vector<T>*>(tokens.row(row) + channel) : Vector<T>{};
+  };
+  int c = num_centers * rank / ranks + threadIdx.x / kMergeChunks;
+  Vector<T> own = own_of(c), next = own_of(c + kStep);
+#pragma unroll 1
+  for (; c < end; c += kStep) {
+    const Vector<T> after = own_of(c + 2 * kStep);
+    const int64_t count = item_centers[c].count;
     const float weight = own_weight(count, merge_floor);
+    const float* const sums = reinterpret_cast<const float*>(tiles) + c * kMergeSumPitch + chunk * kSize;
+    Vector<T> merged;
 #pragma unroll
     for (int q = 0; q < kSize / 4; ++q) {
       const float4 sum = cluster_total<kMergeCluster>(reinterpret_cast<const float4*>(sums) + q, ranks);
@@ -265,7 +278,9 @@ __device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Center
         merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], count, weight));
       }
     }
-    write_vector(output, center.output_row, channel, merged);
+    write_vector(output, item_centers[c].output_row, channel, merged);
+    own = next;
+    next = after;
   }
 }
 

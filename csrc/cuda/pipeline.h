@@ -54,7 +54,7 @@ struct alignas(16) MergeItem {
 };
 
 struct PlanTotals {
-  int anchors, items, rows, centers;
+  int anchors, items, rows;
 };
 
 struct FramePlan {
@@ -122,8 +122,8 @@ cudaError_t launch_segment_and_plan(const float* similarity, int frames, const S
                                     int max_centers, int passes, cudaStream_t stream);
 
 // ---- gram.cu
-// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into tiles
-// (gram.cuh).
+// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into
+// tiles (gram.cuh).
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream);
 

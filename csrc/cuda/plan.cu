@@ -17,7 +17,7 @@ constexpr int kSharedPlanFrames = 3072;  // more frames than this are planned in
 struct PlanScratch {
   int* cuts;         // whether a segment ends with the frame; then the segment that it belongs to
   int* starts;       // (T+1,) first frame of each segment
-  int* runs_before;  // (T+1,) runs of similar frames that end before the frame (thinning)
+  int* runs_before;  // (T+1,) runs of similar frames that end before the frame (thinning); then items of each segment
   int* salient;
   int* centers_before;  // (T+1,)
   int* anchors_before;  // (T+1,)
@@ -114,13 +114,14 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
   }
   __syncthreads();
 
-  before = Counts{};
+  // Items of the longest segments come first: what is merged last should not be what takes longest.
+  int* const items_of = scratch.runs_before;  // by segment
+  int num_items = 0;
   for (int base = 0; base < frames; base += blockDim.x) {
     const int f = base + threadIdx.x;
-    int count = 0, begin = 0, end = 0;
+    int count = 0;
     if (f < frames) {
-      begin = scratch.starts[scratch.cuts[f]];
-      end = scratch.starts[scratch.cuts[f] + 1];
+      const int begin = scratch.starts[scratch.cuts[f]], end = scratch.starts[scratch.cuts[f] + 1];
       FrameRecord& record = plan.records[f];
       record.segment_begin = begin;
       record.segment_end = end;
@@ -132,16 +133,27 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
       record.num_context = scratch.centers_before[f + 1] - scratch.centers_before[f];
       record.center_offset = scratch.centers_before[f];
       record.own_anchor = record.num_context > 0 ? scratch.anchors_before[f] - record.first_anchor : -1;
-      if (f == begin) for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem&) { ++count; });
+      if (f == begin) {
+        for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem&) { ++count; });
+        items_of[scratch.cuts[f]] = count;
+      }
     }
     Counts total;
-    int place = before.a + block_scan({count, 0, 0}, total, of_warps).a;
-    if (count > 0) {
-      for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
-    }
-    before = before + total;
+    block_scan({count, 0, 0}, total, of_warps);
+    num_items += total.a;
   }
-  if (threadIdx.x == 0) *plan.totals = {sums.c, before.a, sums.a, sums.b};
+  __syncthreads();
+  const int segments = scratch.cuts[frames - 1] + 1;
+  for (int s = threadIdx.x; s < segments; s += blockDim.x) {
+    const int begin = scratch.starts[s], end = scratch.starts[s + 1];
+    int place = 0;
+    for (int other = 0; other < segments; ++other) {
+      const int length = scratch.starts[other + 1] - scratch.starts[other];
+      if (ranks_before(length, other, end - begin, s)) place += items_of[other];
+    }
+    for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
+  }
+  if (threadIdx.x == 0) *plan.totals = {sums.c, num_items, sums.a};
 }
 
 // num_salient and num_context of frames whose segments are given. Grid: one block; a few bytes a frame.

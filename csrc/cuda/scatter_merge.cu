@@ -22,8 +22,8 @@ __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
     const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
     const __grid_constant__ Assignments assignments, bool merge_centers, int pass, int first_frame, int tile_rows) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, first_frame + blockIdx.z,
-              blockIdx.y, gridDim.y, tile_rows, shared);
+  assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, first_frame + blockIdx.z, blockIdx.y,
+              gridDim.y, tile_rows, shared);
 }
 
 // Merged rows of all centres, and for prune the rows that are kept as they are.
@@ -38,6 +38,7 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
     int pass) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
   __shared__ int drawn;
+  __shared__ MergeCenter item_centers[kMergeCenters];
   static_assert(kMergeThreads == kEmitTokens);
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
@@ -54,22 +55,20 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
       next = __shfl_sync((1u << ranks) - 1, next, 0);
       *at_rank(&drawn, threadIdx.x) = next;
     }
+    int num_centers = 0;  // 0: no item of this pass
     if (unit >= merges) {
       emit_frame(tokens, plan, centers, candidates, output, unit - merges, rank, ranks, shared);
     } else if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
-      if (item.end_center - item.first_center <= kWarpgroupRows) {
-        sum_item<T, 1>(tokens, centers, assignments, item, unit % channel_tiles, rank, ranks, shared);
+      num_centers = item.end_center - item.first_center;
+      const int channel_tile = unit % channel_tiles;
+      if (num_centers <= kWarpgroupRows) {
+        sum_item<T, 1>(tokens, centers, assignments, item, channel_tile, rank, ranks, item_centers, shared);
       } else {
-        sum_item<T, 2>(tokens, centers, assignments, item, unit % channel_tiles, rank, ranks, shared);
+        sum_item<T, 2>(tokens, centers, assignments, item, channel_tile, rank, ranks, item_centers, shared);
       }
     }
     cluster_sync();
-    // The item is read again rather than held in registers.
-    if (unit < merges) {
-      if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
-        write_item(tokens, centers, output, merge_floor, item, unit % channel_tiles, rank, ranks, shared);
-      }
-    }
+    write_item(tokens, output, merge_floor, num_centers, unit % channel_tiles, rank, ranks, item_centers, shared);
     unit = drawn;
     cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
@@ -115,7 +114,7 @@ __global__ __launch_bounds__(kPlanThreads) void scatter_merge_plan_kernel(const 
     }
   }
   if (first == 0) {
-    *plan.totals = {frames, frames * items_per_frame, 0, frames * centers_per_frame};
+    *plan.totals = {frames, frames * items_per_frame, 0};
     plan.tickets[0] = 0;
   }
 }
@@ -132,25 +131,17 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   const auto tile_rows = [&] { return ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16; };
   const auto shared_bytes = [&] { return kAssignStages * assign_tile_bytes(tile_rows()); };
   while (tile_rows() > 16 && shared_bytes() > limits.shared_bytes - kStaticSharedBytes) ++parts;
-  // As many blocks share a part as make the whole the shortest: waves of blocks, each as long as its share of the
-  // slices and what comes before and after them.
-  const int slices = ceil_div(tokens.row_bytes(), kTileRowBytes), blocks = tokens.frames * parts;
-  constexpr int kFixedSlices = 6;
-  int cluster = 1;
-  double least = 0.0;
-  for (int c = 1; c <= (limits.clusters ? kMaxClusterSize : 1); c *= 2) {
-    const double time = ceil_div(blocks * c, limits.multiprocessors) * (kFixedSlices + 1.0 * slices / c);
-    if (c == 1 || time < least) {
-      cluster = c;
-      least = time;
-    }
-  }
+  constexpr double kFixedSlices = 6;
+  int cluster;
+  FASTVID_RETURN_IF_FAILED(choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes(),
+                                                            ceil_div(tokens.row_bytes(), kTileRowBytes), kFixedSlices,
+                                                            cluster));
   constexpr int kMostFrames = 65535;  // along z
   for (int first = 0; first < tokens.frames; first += kMostFrames) {
     const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
-    FASTVID_RETURN_IF_FAILED(launch<assign_kernel<T>>(
-        {grid, kAssignThreads, static_cast<size_t>(shared_bytes()), cluster, stream}, tokens, plan, centers, candidates,
-        assignments, merge_centers, pass, first, tile_rows()));
+    FASTVID_RETURN_IF_FAILED(
+        launch<assign_kernel<T>>({grid, kAssignThreads, static_cast<size_t>(shared_bytes()), cluster, stream}, tokens,
+                                 plan, centers, candidates, assignments, merge_centers, pass, first, tile_rows()));
   }
   return cudaSuccess;
 }

@@ -22,8 +22,12 @@ __device__ __forceinline__ void for_each_cut(const float* similarity, int frames
       int rank = 0;
       if (!(mine < threshold) && min_segments > 1) {
         const int key = keys[f];
-#pragma unroll 8
-        for (int j = video.begin; j < video.end - 1; ++j) rank += ranks_before(keys[j], j, key, f);
+        // Most frames soon have seen enough that are less similar.
+        for (int j = video.begin; j < video.end - 1 && rank < min_segments - 1;) {
+          const int end = min(j + 16, video.end - 1);
+#pragma unroll 4
+          for (; j < end; ++j) rank += ranks_before(keys[j], j, key, f);
+        }
       }
       cut = is_cut(mine, threshold, rank, min_segments);
     }

@@ -20,28 +20,27 @@ __device__ __forceinline__ float score_of(int i, const float* row, int n, const 
   return peak_score(mine, warp_min(nearest));
 }
 
-// Calls visit(token, chosen) by one thread a token, whether it is among the `count` best of those that take part.
-// Every thread of the block takes part in the calls, with token >= n past the last one.
+// Calls visit(token, chosen) by one thread a token, in their order, whether it is among the `count` best of those that
+// take part. Every thread of the block takes part in the calls, others than those with token >= n and chosen false.
 template <typename Visit>
 __device__ __forceinline__ void for_each_choice(int n, int count, const FrameState& state, Visit&& visit) {
-  for (int base = 0; base < n; base += blockDim.x) {
-    const int token = base + threadIdx.x;
-    bool chosen = token < n && state.marks[token] && count > 0;
-    if (chosen) {
-      const int key = state.keys[token];
-      int better = 0;
-      const auto count_better = [&](int other, int j) { better += other > key - (j < token); };  // key > INT32_MIN
-#pragma unroll 4
-      for (int j = 0; j < n; j += 4) {
-        const int4 others = *reinterpret_cast<const int4*>(state.keys + j);
-        count_better(others.x, j);
-        count_better(others.y, j + 1);
-        count_better(others.z, j + 2);
-        count_better(others.w, j + 3);
-      }
-      chosen = better < count;
+  constexpr int kShare = 2;  // threads that compare a token with all others
+  const int sub = threadIdx.x % kShare;
+  for (int base = 0; base < n; base += blockDim.x / kShare) {
+    const int token = base + threadIdx.x / kShare;
+    const int key = token < n ? state.keys[token] : INT32_MIN;
+    int better = 0;
+    const auto count_better = [&](int other, int j) { better += other > key || (other == key && j < token); };
+#pragma unroll 1
+    for (int j = sub * 4; j < n; j += kShare * 4) {
+      const int4 others = *reinterpret_cast<const int4*>(state.keys + j);
+      count_better(others.x, j);
+      count_better(others.y, j + 1);
+      count_better(others.z, j + 2);
+      count_better(others.w, j + 3);
     }
-    visit(token, chosen);
+    better += __shfl_xor_sync(kFullWarp, better, 1);
+    visit(sub == 0 ? token : n, sub == 0 && key > INT32_MIN && better < count);
   }
 }
 

@@ -1,6 +1,6 @@
-// Products of tiles by a warpgroup: 64 rows, sixteen a warp, straight out of shared memory on sm_90a (wgmma) and through
-// registers elsewhere. Sums lie as mma.sync leaves them: sums[c][0, 1] in row lane / 4 and columns c * 8 + lane % 4 * 2
-// and the next, sums[c][2, 3] eight rows below.
+// Products of tiles by a warpgroup: 64 rows, sixteen a warp, straight out of shared memory on sm_90a (wgmma) and
+// through registers elsewhere. Sums lie as mma.sync leaves them: sums[c][0, 1] in row lane / 4 and columns c * 8 + lane
+// % 4 * 2 and the next, sums[c][2, 3] eight rows below.
 #pragma once
 
 #include <type_traits>
@@ -41,47 +41,50 @@ struct TileDescriptor {
 #define FASTVID_SUMS16(s, c) \
   FASTVID_SUMS4(s, c), FASTVID_SUMS4(s, c + 1), FASTVID_SUMS4(s, c + 2), FASTVID_SUMS4(s, c + 3)
 #define FASTVID_REGISTERS16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-#define FASTVID_REGISTERS64                                                                                  \
-  FASTVID_REGISTERS32                                                                                        \
+#define FASTVID_REGISTERS64                                                                                   \
+  FASTVID_REGISTERS32                                                                                         \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
   "%58,%59,%60,%61,%62,%63"
-#define FASTVID_REGISTERS32 \
-  FASTVID_REGISTERS16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FASTVID_REGISTERS32 FASTVID_REGISTERS16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 
-#define FASTVID_WGMMA_OPS(T, type)                                                                                  \
-  /* Columns [first, first + 4), [first, first + 8), [first, first + 16): rows of tile b. */                        \
-  template <int kColumns>                                                                                           \
-  __device__ __forceinline__ void wgmma32(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {          \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %18, 0;"                                                            \
-                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" FASTVID_REGISTERS16               \
-                 "}, %16, %17, p, 1, 1, 0, 0;}"                                                                     \
-                 : FASTVID_SUMS16(s, first)                                                                         \
-                 : "l"(a), "l"(b), "r"(1));                                                                         \
-  }                                                                                                                 \
-  template <int kColumns>                                                                                           \
-  __device__ __forceinline__ void wgmma64(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {          \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;"                                                            \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32               \
-                 "}, %32, %33, p, 1, 1, 0, 0;}"                                                                     \
-                 : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4)                                           \
-                 : "l"(a), "l"(b), "r"(1));                                                                         \
-  }                                                                                                                 \
-  template <int kColumns>                                                                                           \
-  __device__ __forceinline__ void wgmma128(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {         \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0;"                                                            \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" FASTVID_REGISTERS64              \
-                 "}, %64, %65, p, 1, 1, 0, 0;}"                                                                     \
-                 : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4), FASTVID_SUMS16(s, first + 8),            \
-                   FASTVID_SUMS16(s, first + 12)                                                                    \
-                 : "l"(a), "l"(b), "r"(1));                                                                         \
-  }                                                                                                                 \
-  /* Rows in registers times 64 channels of sixteen rows of tile b. */                                              \
-  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) {           \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                            \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32               \
-                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                          \
-                 : FASTVID_SUMS16(s, 0), FASTVID_SUMS16(s, 4)                                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                     \
+#define FASTVID_WGMMA_OPS(T, type)                                                                          \
+  /* Columns [first, first + 4), [first, first + 8), [first, first + 16): rows of tile b. */                \
+  template <int kColumns>                                                                                   \
+  __device__ __forceinline__ void wgmma32(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {  \
+    asm volatile(                                                                                           \
+        "{.reg .pred p; setp.ne.b32 p, %18, 0;"                                                             \
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" FASTVID_REGISTERS16                \
+        "}, %16, %17, p, 1, 1, 0, 0;}"                                                                      \
+        : FASTVID_SUMS16(s, first)                                                                          \
+        : "l"(a), "l"(b), "r"(1));                                                                          \
+  }                                                                                                         \
+  template <int kColumns>                                                                                   \
+  __device__ __forceinline__ void wgmma64(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {  \
+    asm volatile(                                                                                           \
+        "{.reg .pred p; setp.ne.b32 p, %34, 0;"                                                             \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                \
+        "}, %32, %33, p, 1, 1, 0, 0;}"                                                                      \
+        : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4)                                            \
+        : "l"(a), "l"(b), "r"(1));                                                                          \
+  }                                                                                                         \
+  template <int kColumns>                                                                                   \
+  __device__ __forceinline__ void wgmma128(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) { \
+    asm volatile(                                                                                           \
+        "{.reg .pred p; setp.ne.b32 p, %66, 0;"                                                             \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" FASTVID_REGISTERS64               \
+        "}, %64, %65, p, 1, 1, 0, 0;}"                                                                      \
+        : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4), FASTVID_SUMS16(s, first + 8),             \
+          FASTVID_SUMS16(s, first + 12)                                                                     \
+        : "l"(a), "l"(b), "r"(1));                                                                          \
+  }                                                                                                         \
+  /* Rows in registers times 64 channels of sixteen rows of tile b. */                                      \
+  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) {   \
+    asm volatile(                                                                                           \
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                             \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                \
+        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                           \
+        : FASTVID_SUMS16(s, 0), FASTVID_SUMS16(s, 4)                                                        \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                      \
   }
 FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16")
 FASTVID_WGMMA_OPS(__half, "f16")
@@ -143,8 +146,8 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t
 }
 
 // Adds to sums the product of sixteen columns that the warpgroup's 64 rows have in registers, sixteen rows a warp, with
-// the first 64 channels of the sixteen tokens from row `row` of the tile at address `tokens`. Between begin_products and end_products; until then
-// the registers must stay as they are.
+// the first 64 channels of the sixteen tokens from row `row` of the tile at address `tokens`. Between begin_products
+// and end_products; until then the registers must stay as they are.
 template <typename T>
 __device__ __forceinline__ void multiply_transposed(float (&sums)[8][4], const uint32_t (&rows)[4], uint32_t tokens,
                                                     int row, T) {
