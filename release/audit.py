@@ -19,6 +19,7 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
+ROOT = str(Path(__file__).resolve().parent.parent)
 TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libc10.so")
 STABLE_C_INTERFACE = re.compile(r"(aoti_)?torch_\w+")
 PYTHON_SYMBOL = re.compile(r"_?Py[A-Z_]\w*")
@@ -43,7 +44,7 @@ class Library:
         self.defined: set[str] = set()
         self.imported: set[str] = set()  # without a version: not from glibc, libstdc++ or libgcc
         for index, symbol in enumerate(symbols.iter_symbols()):
-            version = versions.get_symbol(index)["ndx"]
+            version = versions.get_symbol(index)["ndx"] if versions else "VER_NDX_GLOBAL"
             if symbol["st_shndx"] != "SHN_UNDEF":
                 self.defined.add(symbol.name)
             elif symbol["st_info"]["bind"] != "STB_WEAK" and version in ("VER_NDX_GLOBAL", "VER_NDX_LOCAL"):
@@ -75,10 +76,10 @@ def gpu_code(fatbin: bytes):
 
 def lowest_platform(wheel: Path) -> str:
     """The oldest manylinux on which auditwheel says that this wheel runs, torch's own libraries left aside."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "auditwheel", "show", wheel], capture_output=True, text=True, check=True
-    ).stdout
-    return re.search(r"platform\s+tag:?\s+(?:to\s+)?\"(\w+)\"", printed[printed.index("system-provided") :])[1]
+    show = [sys.executable, "-m", "auditwheel", "show", wheel]
+    printed = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    by_symbols = re.search(r'constrains\s+the\s+platform\s+tag\s+to\s+"(\w+)"', printed)
+    return (by_symbols or re.search(r'following\s+platform\s+tag:\s+"(\w+)"', printed))[1]
 
 
 def problems(wheel: Path) -> list[str]:
@@ -98,8 +99,8 @@ def problems(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         info = json.loads(archive.read("fastvid_ext/build_info.json"))
-        contents = {name: archive.read(name) for name in names if ".so" in name}
-    libraries = {Path(name).name: Library(content) for name, content in contents.items()}
+        contents = {Path(name).name: archive.read(name) for name in names if ".so" in Path(name).name}
+    libraries = {name: Library(content) for name, content in contents.items()}
     on_cuda = info["cuda"] is not None
     wanted = {"libfastvid.so", "libfastvid_cuda.so"} if on_cuda else {"libfastvid.so"}
     require(set(libraries) == wanted, f"libraries {sorted(libraries)}, want {sorted(wanted)}")
@@ -118,8 +119,7 @@ def problems(wheel: Path) -> list[str]:
         missing = set(TORCH_LIBRARIES) - library.needed
         require(not missing, f"{name} does not name {sorted(missing)} as needed, where torch's symbols may lie")
         require(set(library.search_paths) <= {"$ORIGIN"}, f"{name} searches {library.search_paths}")
-        root = str(Path(__file__).resolve().parent.parent).encode()
-        require(root not in contents[f"fastvid_ext/{name}"], f"{name} holds the path of the build machine's checkout")
+        require(ROOT.encode() not in contents[name], f"{name} names the folder {ROOT} of this machine")
 
     if on_cuda and "libfastvid_cuda.so" in libraries:
         code = libraries["libfastvid_cuda.so"].gpu_code

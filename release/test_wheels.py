@@ -80,6 +80,34 @@ def test_every_symbol_is_found(environment, tmp_path):
     assert cuda_off == "None"
 
 
+def test_driver_is_too_old(environment, tmp_path):
+    """A driver of CUDA 11 under a CUDA build of torch: the package says what is wrong, and the CPU path stays."""
+    if run(environment, "-c", "import torch; print(torch.version.cuda)") == "None\n":
+        pytest.skip("torch is not a CUDA build, which comes first among the reasons")
+    driver = "int cuDriverGetVersion(int* version) { *version = 11080; return 0; }"
+    compiler = ("cc", "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "libcuda.so.1")
+    run(*compiler, input=driver)
+    code = "import torch, fastvid_ext; x = torch.rand(8, 20, 16); print(torch.ops.fastvid.prune(x, x[..., 0])[0].shape)"
+    machine = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    printed = run(environment, "-c", code, cwd=tmp_path, env=machine)
+    assert "CUDA is off: the NVIDIA driver goes up to CUDA 11.8, but libfastvid_cuda.so was built with CUDA" in printed
+    assert printed.endswith("torch.Size([16, 16])\n")
+
+
+def test_cpp_package(environment, cuda_wheel, tmp_path):
+    """C++ programs against the build that the wheel holds; pruning needs a GPU, and is skipped without one."""
+    if run(environment, "-c", "import torch; print(torch.version.cuda)") == "None\n":
+        pytest.skip("torch is not a CUDA build: `make cpp` tries such a one")
+    label = re.search(r"\+(cu\d+)", cuda_wheel.name)[1]
+    prefix, build = tmp_path / "prefix", tmp_path / "build"
+    run("cmake", "--install", ROOT / "build" / "wheels" / label, "--prefix", prefix)
+    options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython3_EXECUTABLE={environment}")
+    run("cmake", "-S", ROOT / "tests" / "cpp", "-B", build, *options)
+    run("cmake", "--build", build)
+    printed = run("ctest", "--test-dir", build, "--output-on-failure")
+    assert "100% tests passed, 0 tests failed out of 9" in printed
+
+
 def test_suite(environment, tmp_path):
     """The tests of the checkout against the installed wheel."""
     run(environment, *PIP, "pytest", "hypothesis")
