@@ -40,7 +40,7 @@ wheels: $(VENV)/wheels.stamp  ## a wheel a CUDA version, one for the CPU, and th
 	$(PY) release/wheels.py --cuda $(CUDA)
 
 check-wheels: $(VENV)/wheels.stamp  ## what is in dist, under several Pythons and torches; builds on odd machines
-	$(PY) -m pytest release
+	$(PY) -m pytest -s --durations=10 release
 
 cpp: $(VENV)/test.stamp  ## cmake --install, and C++ programs that use the result; pruning needs a GPU
 	$(BUILD) --inplace
