@@ -149,10 +149,22 @@ def test_max_jobs(jobs, source, environment, python):
     assert most_at_once(build_steps(source)) == jobs
 
 
-def test_max_jobs_is_no_number(source, environment, python):
-    done = run(python, *INSTALL, source, env={**environment, "MAX_JOBS": "all"})
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MAX_JOBS", "all", "fastvid_ext: MAX_JOBS: got 'all', want a whole number, at least 1"),
+        ("FASTVID_CUDA", "maybe", "FASTVID_CUDA: got MAYBE, want AUTO, ON or OFF"),
+        (
+            "FASTVID_LOCAL_VERSION",
+            "CU-130",
+            "fastvid_ext: FASTVID_LOCAL_VERSION: got 'CU-130', want lower-case letters and digits, such as cu130",
+        ),
+    ],
+)
+def test_wrong_setting(name, value, message, source, environment, python):
+    done = run(python, *INSTALL, source, env={**environment, name: value})
     assert done.returncode != 0
-    assert "fastvid_ext: MAX_JOBS: got 'all', want a whole number, at least 1" in done.stdout
+    assert message in done.stdout
 
 
 def test_no_network(source, environment, python):

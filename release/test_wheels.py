@@ -104,8 +104,7 @@ def test_cpp_package(environment, cuda_wheel, tmp_path):
     options = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DPython3_EXECUTABLE={environment}")
     run("cmake", "-S", ROOT / "tests" / "cpp", "-B", build, *options)
     run("cmake", "--build", build)
-    printed = run("ctest", "--test-dir", build, "--output-on-failure")
-    assert "100% tests passed, 0 tests failed out of 9" in printed
+    run("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
 
 
 def test_suite(environment, tmp_path):
