@@ -169,6 +169,8 @@ def test_wrong_setting(name, value, message, source, environment, python):
 
 def test_no_network(source, environment, python):
     offline = ("unshare", "--map-root-user", "--net")
+    if run(*offline, "true").returncode:
+        pytest.skip("this user may not make a network namespace")
     reach = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
     assert "Network is unreachable" in run(*offline, python, "-c", reach).stdout
     succeeds(*offline, python, *INSTALL, source, env=environment)

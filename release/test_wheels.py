@@ -68,6 +68,17 @@ def test_readme(environment, tmp_path):
     assert run(environment, "-c", snippet, cwd=tmp_path).startswith("torch.Size([608, 3584]) [")
 
 
+def test_version(environment, cuda_wheel, tmp_path):
+    """One version everywhere; the wheel's own adds the CUDA version."""
+    code = (
+        "from importlib import metadata as m; import fastvid_ext as f; print(f.__version__, m.version('fastvid_ext'))"
+    )
+    version, installed = run(environment, "-c", code, cwd=tmp_path).split()
+    assert cuda_wheel.name.startswith(f"fastvid_ext-{installed}-py3-none-")
+    assert re.fullmatch(rf"{re.escape(version)}\+cu\d+", installed)
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_every_symbol_is_found(environment, tmp_path):
     """The loader looks for all of them at once, not at the first call: so none is newer than this torch."""
     code = (
