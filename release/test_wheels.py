@@ -71,7 +71,9 @@ def test_readme(environment, tmp_path):
 def test_version(environment, cuda_wheel, tmp_path):
     """One version everywhere; the wheel's own adds the CUDA version."""
     code = (
-        "from importlib import metadata as m; import fastvid_ext as f; print(f.__version__, m.version('fastvid_ext'))"
+        "import fastvid_ext\n"
+        "from importlib import metadata\n"
+        "print(fastvid_ext.__version__, metadata.version('fastvid_ext'))"
     )
     version, installed = run(environment, "-c", code, cwd=tmp_path).split()
     assert cuda_wheel.name.startswith(f"fastvid_ext-{installed}-py3-none-")
