@@ -125,7 +125,9 @@ def test_suite(environment, tmp_path):
     run(environment, *PIP, "pytest", "hypothesis")
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    printed = run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
+    # The tokens are few: threads only wait for each other, on a busy machine for minutes.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    printed = run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path, env=one_thread)
     closing = printed.strip().splitlines()[-1]
     print(f"\n{environment.parent.parent.name}: {closing}")
     assert int(re.search(r"(\d+) passed", closing)[1]) > 1000
