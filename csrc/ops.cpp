@@ -1,7 +1,10 @@
 // The schemas of torch.ops.fastvid, and the argument checks of each op as an op of its own (_check_NAME), which the
-// Python implementations for the CPU call first.
+// Python implementations for the CPU call first. What runs on CUDA is libfastvid_cuda's, what runs on the CPU Python's.
 
 #include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <stdexcept>
 
 #include "checks.h"
 
@@ -18,6 +21,19 @@
 #define SELECT_PEAKS_ARGS "(Tensor tokens, Tensor density, int num_peaks, Tensor? mask=None)"
 #define SCATTER_MERGE_ARGS \
   "(Tensor tokens, Tensor centers, Tensor? mask=None, *, float merge_floor=0.6, bool merge_centers=False)"
+
+namespace {
+
+// Runs where no kernel for the tensors' device is loaded. The check takes the arguments off the stack.
+template <void (*kBoxedCheck)(StableIValue*, uint64_t, uint64_t)>
+void no_kernel(StableIValue* stack, uint64_t num_arguments, uint64_t /* num_outputs */) {
+  kBoxedCheck(stack, num_arguments, 0);
+  throw std::runtime_error(
+      "fastvid: no kernel for the device of these tensors is loaded. CUDA tensors need libfastvid_cuda.so and a CUDA "
+      "build of torch; what computes on the CPU is the Python package fastvid_ext");
+}
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY(fastvid, m) {
   m.def("prune" PRUNE_ARGS " -> (Tensor tokens, Tensor indices, Tensor frame_counts)");
@@ -44,4 +60,11 @@ STABLE_TORCH_LIBRARY_IMPL(fastvid, CompositeExplicitAutograd, m) {
   m.impl("_check_knn_density", TORCH_BOX(&fastvid::check_knn_density));
   m.impl("_check_select_peaks", TORCH_BOX(&fastvid::check_select_peaks));
   m.impl("_check_scatter_merge", TORCH_BOX(&fastvid::check_scatter_merge));
+  m.impl("prune", no_kernel<TORCH_BOX(&fastvid::check_prune)>);
+  m.impl("prune_padded", no_kernel<TORCH_BOX(&fastvid::check_prune)>);
+  m.impl("segment", no_kernel<TORCH_BOX(&fastvid::check_segment)>);
+  m.impl("plan", no_kernel<TORCH_BOX(&fastvid::check_plan)>);
+  m.impl("knn_density", no_kernel<TORCH_BOX(&fastvid::check_knn_density)>);
+  m.impl("select_peaks", no_kernel<TORCH_BOX(&fastvid::check_select_peaks)>);
+  m.impl("scatter_merge", no_kernel<TORCH_BOX(&fastvid::check_scatter_merge)>);
 }

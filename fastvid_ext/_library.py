@@ -6,6 +6,7 @@ libfastvid defines the ops and the checks of their arguments, libfastvid_cuda th
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -100,7 +101,30 @@ def _cause(error: OSError) -> BaseException:
     return error.__cause__ or error
 
 
-def _load_schemas(folder: Path) -> None:
+def _driver_version() -> tuple[int, int] | None:
+    """The CUDA version up to which the NVIDIA driver goes; None without a driver. Starts no CUDA, so one may fork."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def _driver_too_old(built: str, driver: tuple[int, int] | None) -> str | None:
+    """Why this driver cannot run a build of this CUDA version. It runs those of its own major version, newer or not."""
+    major = int(built.split(".")[0])
+    if driver is None or driver[0] >= major:
+        return None
+    return (
+        f"the NVIDIA driver goes up to CUDA {driver[0]}.{driver[1]}, but libfastvid_cuda.so was built with CUDA "
+        f"{built}: update the driver, or install or build fastvid_ext for CUDA {driver[0]}"
+    )
+
+
+def _load_schemas(folder: Path, info: dict[str, Any]) -> None:
     found = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if found < OLDEST_TORCH:
         raise ImportError(f"fastvid_ext needs torch >= 2.10, got {torch.__version__}")
@@ -108,7 +132,8 @@ def _load_schemas(folder: Path) -> None:
         torch.ops.load_library(folder / "libfastvid.so")
     except OSError as error:
         raise ImportError(
-            f"fastvid_ext cannot load its library under torch {torch.__version__}: {_cause(error)}"
+            f"fastvid_ext cannot load libfastvid.so, compiled against torch {info['torch']}, "
+            f"under torch {torch.__version__}: {_cause(error)}"
         ) from None
 
 
@@ -120,10 +145,12 @@ def _load_cuda(folder: Path, info: dict[str, Any], backend: str) -> str | None:
         return f"fastvid_ext holds no CUDA kernels: {info['cuda_off']}"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
+    if too_old := _driver_too_old(info["cuda"], _driver_version()):
+        return too_old
     try:
         torch.ops.load_library(folder / "libfastvid_cuda.so")
     except OSError as error:
-        return f"libfastvid_cuda.so cannot be loaded: {_cause(error)}"
+        return f"libfastvid_cuda.so cannot be loaded under torch {torch.__version__}: {_cause(error)}"
     return None
 
 
@@ -152,7 +179,7 @@ def _load() -> tuple[LibraryStatus, torch.library.Library]:
     backend = _backend()
     folder = Path(os.environ.get("FASTVID_LIBRARY_DIR") or Path(__file__).parent).resolve()
     info = _build_info(folder)
-    _load_schemas(folder)
+    _load_schemas(folder, info)
     cuda_off = _load_cuda(folder, info, backend)
     if cuda_off and backend == "cuda":
         raise ImportError(f"FASTVID_BACKEND=cuda, but {cuda_off}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +25,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
-        cwd=_library.Path(fastvid_ext.__file__).parent.parent,
+        cwd=Path(fastvid_ext.__file__).parent.parent,
         capture_output=True,
         text=True,
     )
@@ -113,6 +117,92 @@ def test_built_from_another_version(tmp_path):
     (tmp_path / "build_info.json").write_text(json.dumps({**build_info, "version": "0.0.0"}))
     ran = python("import fastvid_ext", FASTVID_LIBRARY_DIR=str(tmp_path))
     assert re.search(r"ImportError: fastvid_ext is \S+, but the libraries in \S+ were built from 0.0.0", ran.stderr)
+
+
+def compile_library(path: Path, code: str) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=code, text=True, check=True)
+
+
+def test_library_wants_more_than_this_torch_has(tmp_path):
+    """As if it had been compiled for a newer torch."""
+    shutil.copy(_library.status.folder / "build_info.json", tmp_path)
+    future = "void torch_of_the_future(void); __attribute__((constructor)) void f(void) { torch_of_the_future(); }"
+    compile_library(tmp_path / "libfastvid.so", future)
+    ran = python("import fastvid_ext", FASTVID_LIBRARY_DIR=str(tmp_path))
+    assert (
+        f"ImportError: fastvid_ext cannot load libfastvid.so, compiled against torch {_library.status.torch}, "
+        f"under torch {torch.__version__}: "
+    ) in ran.stderr
+    assert "undefined symbol: torch_of_the_future" in ran.stderr
+
+
+def test_torch_is_too_old():
+    ran = python("import torch; torch.__version__ = '2.9.1+cu128'; import fastvid_ext")
+    assert "ImportError: fastvid_ext needs torch >= 2.10, got 2.9.1+cu128" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "fits"),
+    [
+        ("13.0.88", None, True),
+        ("13.0.88", (13, 0), True),
+        ("13.2.86", (13, 0), True),
+        ("12.8.93", (13, 0), True),
+        ("13.0.88", (12, 8), False),
+    ],
+)
+def test_driver_too_old(built, driver, fits):
+    message = _library._driver_too_old(built, driver)
+    if fits:
+        assert message is None
+    else:
+        assert message == (
+            "the NVIDIA driver goes up to CUDA 12.8, but libfastvid_cuda.so was built with CUDA 13.0.88: "
+            "update the driver, or install or build fastvid_ext for CUDA 12"
+        )
+
+
+def test_driver_version(tmp_path):
+    driver = "int cuDriverGetVersion(int* version) { *version = 12080; return 0; }"
+    compile_library(tmp_path / "libcuda.so.1", driver)
+    code = "from fastvid_ext import _library; print(_library._driver_version())"
+    ran = python(code, LD_LIBRARY_PATH=str(tmp_path))
+    assert ran.stdout == "(12, 8)\n", ran.stderr
+
+
+def test_info_names_devices_that_the_build_does_not_cover(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = [types.SimpleNamespace(name="GPU", major=major, minor=0) for major in (9, 7)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
+    status = dataclasses.replace(_library.status, cuda="13.0.88", architectures=("sm_80", "sm_90", "compute_90"))
+    assert info._devices(status) == [
+        "0: GPU, compute capability 9.0",
+        "1: GPU, compute capability 7.0, NOT COVERED by this build (sm_80 sm_90 compute_90)",
+    ]
+
+
+@pytest.mark.cuda
+def test_device_is_not_in_the_build():
+    """The op names what it was built for, and the device; the next call is none the worse for it."""
+    folder = os.environ.get("FASTVID_FOREIGN_LIBRARY_DIR")
+    if folder is None:
+        pytest.skip("FASTVID_FOREIGN_LIBRARY_DIR names no build for another architecture (CONTRIBUTING.md)")
+    code = (
+        "import torch, fastvid_ext\n"
+        "tokens = torch.randn(8, 20, 32, device='cuda')\n"
+        "try:\n"
+        "    torch.ops.fastvid.prune(tokens, tokens[..., 0])\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+        "print(tokens.isfinite().all().item())"
+    )
+    ran = python(code, FASTVID_LIBRARY_DIR=folder)
+    built_for = " ".join(json.loads((Path(folder) / "build_info.json").read_text())["architectures"])
+    major, minor = torch.cuda.get_device_capability()
+    assert f"fastvid::prune: this build holds kernels for {built_for}; the device is sm_{major}{minor}" in ran.stdout
+    assert ran.stdout.endswith("True\n"), ran.stderr
 
 
 def test_cuda_tensors_where_cuda_is_off():

@@ -2,13 +2,13 @@
 // a kernel before its predecessor has ended (never).
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include "launch.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define FASTVID_CLUSTERS 1
-#include <cooperative_groups.h>
 #endif
 
 namespace fastvid {
