@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The CUDA kernels under compute-sanitizer: tests/sanitize.sh [TOOL ...], by default all four tools.
+# Needs a GPU, the CUDA toolkit and an importable fastvid_ext. Stops with an error at the first tool that finds one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# Every allocation gets bounds of its own, which memcheck then sees.
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1 FASTVID_BACKEND=cuda PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+tools=("$@")
+[ ${#tools[@]} -gt 0 ] || tools=(memcheck racecheck synccheck initcheck)
+for tool in "${tools[@]}"; do
+  echo "== $tool"
+  only=(--kernel-regex kns=fastvid)
+  [ "$tool" != initcheck ] || only=() # it has to see what other kernels have written
+  compute-sanitizer --tool "$tool" --error-exitcode 1 "${only[@]}" "${PYTHON:-python3}" tests/sanitize.py
+done
