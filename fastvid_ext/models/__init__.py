@@ -15,7 +15,7 @@ def enable(model: nn.Module, config: PruneConfig | None = None, *, saliency: str
     """Prune the videos of every prompt that the model is given, before its language model sees them.
 
     From then on a forward pass or `generate` with a video prunes it; prompts without a video, and all that is not a
-    video's token, are untouched. Kept tokens keep their positions. Enable before the model is compiled, not after.
+    video's token, are untouched. Kept tokens keep their positions. What torch.compile made before is compiled again.
 
     Args:
         model: LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration,

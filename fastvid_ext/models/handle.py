@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from ..config import PruneConfig
@@ -51,6 +52,8 @@ class Handle:
         self._parameters = list(inspect.signature(inner.forward).parameters)
         self._prompt: _Prompt | None = None
         self._pending: PrunedPrompt | None = None
+        # By default compiled code is shared by modules of one class, hooks or not, and keeps those it was made with.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._hooks = [
             inner.register_forward_pre_hook(self._begin, with_kwargs=True),
             language_model.register_forward_pre_hook(self._prune, with_kwargs=True),
@@ -123,7 +126,7 @@ class Handle:
         )
         if pruned is embeddings:
             return None
-        self._pending, changed = prefilled(self.last, kwargs)
+        self._pending, changed = prefilled(self.last, kwargs, getattr(self._inner, "rope_deltas", None))
         changed["inputs_embeds"] = pruned
         if kwargs.get("deepstack_visual_embeds") is not None:
             changed |= pruned_deepstack(embeddings, spans, videos, self.last, kwargs)

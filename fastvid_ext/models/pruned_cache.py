@@ -26,13 +26,15 @@ class PrunedPrompt:
     Attributes:
         kept: (B, S) bool, False at padding.
         columns: columns of the unpruned prompt.
-        next_position: (..., B, 1) position id of the token behind it.
+        next_position: (..., B or 1, 1) position id of the token behind it, where the caller gives none.
+        next_text_position: (B or 1, 1) the same as `generate` numbers the columns, from the ids that it gave; or None.
         padded: whether any slot may be padding.
     """
 
     kept: Tensor
     columns: int
     next_position: Tensor
+    next_text_position: Tensor | None
     padded: bool
 
     def grown(self, call: Call) -> Call | None:
@@ -44,10 +46,11 @@ class PrunedPrompt:
         if count > 1 and int(length) == 0:
             note(cache, None)
             return None
-        given, first = call.get("position_ids"), self.next_position + (length - self.kept.shape[1])
-        if given is None:
-            call = call | {"position_ids": first + torch.arange(count, device=first.device)}
-        elif count > 1 and bool((given[..., :1].amax(0) < first.amax(0)).any()):
+        behind = length - self.kept.shape[1]
+        if call.get("position_ids") is None:
+            new = torch.arange(count, device=self.next_position.device)
+            call = call | {"position_ids": self.next_position + behind + new}
+        elif count > 1 and self._overlaps(_text_positions(call["position_ids"]), behind):
             raise ValueError(
                 f"past_key_values: got tokens that it holds already. It holds a prompt that was pruned from "
                 f"{self.columns} to {self.kept.shape[1]} columns, by whose length the new tokens cannot be cut; want "
@@ -66,9 +69,20 @@ class PrunedPrompt:
         slots = _static_length(cache) or int(length) + count
         return call | {"attention_mask": torch.nn.functional.pad(seen, (0, slots - seen.shape[1]), value=True).long()}
 
+    def _overlaps(self, text_positions: Tensor | None, behind: int | Tensor) -> bool:
+        if text_positions is None or self.next_text_position is None:
+            return False
+        return bool((text_positions[:, :1] < self.next_text_position + behind).any())
 
-def prefilled(pruning: PromptPruning, call: Call) -> tuple[PrunedPrompt, Call]:
-    """The pruned prompt, and those arguments of the language model that change with it, embeddings aside."""
+
+def prefilled(pruning: PromptPruning, call: Call, rope_deltas: Tensor | None) -> tuple[PrunedPrompt, Call]:
+    """The pruned prompt, and those arguments of the language model that change with it, embeddings aside.
+
+    Args:
+        pruning: of the prompt.
+        call: the arguments of the language model.
+        rope_deltas: (B, 1) what M-RoPE adds to the column of a token behind the prompt; None without M-RoPE.
+    """
     cache, mask = call.get("past_key_values"), call.get("attention_mask")
     batch, count = pruning.columns.shape
     device, length = pruning.columns.device, int(cached_length(cache))
@@ -92,8 +106,21 @@ def prefilled(pruning: PromptPruning, call: Call) -> tuple[PrunedPrompt, Call]:
         changed["cache_position"] = length + torch.arange(count, device=device)
     # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
     changed["attention_mask"] = None if mask is None and cache is not None and not padded else kept.long()
-    next_position = positions.amax(-1, keepdim=True) + 1
-    return PrunedPrompt(kept, columns + pruning.length_before, next_position, padded), changed
+    columns += pruning.length_before
+    next_position = torch.full((1, 1), columns, device=device)
+    if rope_deltas is not None:
+        repeats = batch // len(rope_deltas)
+        next_position = (next_position + rope_deltas.to(device).repeat_interleave(repeats, 0)).expand(3, -1, -1)
+    text = _text_positions(call.get("position_ids"))
+    next_text = None if text is None else text.amax(-1, keepdim=True) + 1
+    return PrunedPrompt(kept, columns, next_position, next_text, padded), changed
+
+
+def _text_positions(position_ids: Tensor | None) -> Tensor | None:
+    """(B, L) the positions without M-RoPE, which `generate` puts before the three of M-RoPE; None where not given."""
+    if position_ids is None or position_ids.dim() == 2:
+        return position_ids
+    return position_ids[0] if position_ids.shape[0] == 4 else None
 
 
 def note(cache: Any, prompt: PrunedPrompt | None) -> None:
