@@ -242,9 +242,10 @@ class _Row:
         columns, order = torch.where(self.columns < 0, last, self.columns).sort()
         kept = slice(len(order) - count, None) if left else slice(count)
         columns, order = columns[kept], order[kept]
-        columns = torch.where(columns == last, -1, columns)
         padding = (length - count, 0) if left else (0, length - count)
-        return F.pad(self.rows[order], (0, 0, *padding)), F.pad(columns, padding, value=-1)
+        columns = F.pad(torch.where(columns == last, -1, columns), padding, value=-1)
+        # Padding holds the first candidate, not zeros: transformers 4 takes slots of zeros for free ones.
+        return self.rows[torch.where(columns < 0, 0, F.pad(order, padding))], columns
 
 
 def _mask_row(attention_mask: Tensor | None, row: int) -> Tensor | None:

@@ -32,7 +32,11 @@ def encoded():
     return encoder.Encoder(torch.device("cpu"))(images)
 
 
-@pytest.mark.parametrize("config", [PruneConfig(), PruneConfig.llava_onevision(), PruneConfig.qwen2_vl()], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [PruneConfig(), PruneConfig.llava_onevision(), PruneConfig.qwen2_vl()],
+    ids=["video", "onevision", "qwen"],
+)
 def test_a_real_pass(encoded, config):
     torch.manual_seed(0)
     model = transformers.Qwen2ForCausalLM(
@@ -70,7 +74,7 @@ def test_a_real_pass(encoded, config):
 
         # The same from the op, gathered by hand, in one pass without a cache.
         result = prune(tokens, saliency, config=config)
-        whole = torch.cat([text[:TEXT_BEFORE], result.tokens, text[TEXT_BEFORE:], text.new_zeros(0, encoder.HIDDEN)])
+        whole = torch.cat([text[:TEXT_BEFORE], result.tokens, text[TEXT_BEFORE:]])
         whole = torch.cat([whole, model.get_input_embeddings()(torch.tensor(answer))])[None]
         places = [*range(TEXT_BEFORE), *(TEXT_BEFORE + result.indices).tolist(), *range(stop, prompt.shape[1] + 6)]
         once = model(

@@ -57,8 +57,9 @@ class Family:
         return encoded
 
     def keep(self, encoded: EncodedVideos, output: Any) -> None:
-        """Keep what was encoded: as the last, and on the tower's output, which `generate` encodes ahead of the model's
-        call and hands on (transformers 5)."""
+        """Keep what was encoded, on the tower's output too: `generate` of transformers 5 encodes ahead of the model's
+        call, and hands that on.
+        """
         self.encoded = encoded
         if hasattr(output, "to_tuple"):
             output.fastvid = encoded

@@ -47,15 +47,15 @@ class PrunedPrompt:
             note(cache, None)
             return None
         behind = length - self.kept.shape[1]
-        if call.get("position_ids") is None:
-            new = torch.arange(count, device=self.next_position.device)
-            call = call | {"position_ids": self.next_position + behind + new}
-        elif count > 1 and self._overlaps(_text_positions(call["position_ids"]), behind):
+        if count > 1 and self._overlaps(call, behind):
             raise ValueError(
                 f"past_key_values: got tokens that it holds already. It holds a prompt that was pruned from "
                 f"{self.columns} to {self.kept.shape[1]} columns, by whose length the new tokens cannot be cut; want "
                 "input_ids of the new tokens alone, and an attention_mask of all columns, the pruned ones included"
             )
+        if call.get("position_ids") is None:
+            new = torch.arange(count, device=self.next_position.device)
+            call = call | {"position_ids": self.next_position + behind + new}
         if call.get("cache_position") is not None:
             call = call | {"cache_position": length + torch.arange(count, device=call["cache_position"].device)}
         mask = call.get("attention_mask")
@@ -69,10 +69,12 @@ class PrunedPrompt:
         slots = _static_length(cache) or int(length) + count
         return call | {"attention_mask": torch.nn.functional.pad(seen, (0, slots - seen.shape[1]), value=True).long()}
 
-    def _overlaps(self, text_positions: Tensor | None, behind: int | Tensor) -> bool:
-        if text_positions is None or self.next_text_position is None:
-            return False
-        return bool((text_positions[:, :1] < self.next_text_position + behind).any())
+    def _overlaps(self, call: Call, behind: int | Tensor) -> bool:
+        """Whether the call's first token is one that the cache holds, as `generate` numbers them."""
+        text, column = _text_positions(call.get("position_ids")), call.get("cache_position")
+        if text is not None and self.next_text_position is not None:
+            return bool((text[:, :1] < self.next_text_position + behind).any())
+        return column is not None and bool(column[0] < self.columns + behind)
 
 
 def prefilled(pruning: PromptPruning, call: Call, rope_deltas: Tensor | None) -> tuple[PrunedPrompt, Call]:

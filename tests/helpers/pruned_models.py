@@ -24,9 +24,11 @@ class Fed:
 
 
 def recorded(module, run):
-    """The keyword arguments of each call of the module while `run` runs."""
+    """The arguments of each call of the module while `run` runs, by name, or by number where they have none."""
     calls = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(dict(enumerate(args)) | kwargs), with_kwargs=True
+    )
     try:
         run()
     finally:
@@ -64,12 +66,15 @@ def qwen_encoded(model, batch):
     """Saliency of each video: the mean query of a frame against the keys of its merged tokens, in the last block."""
     visual, grids = model.model.visual, batch["video_grid_thw"]
     attention = visual.blocks[-1].attn
+
+    def run():
+        return visual(batch["pixel_values_videos"], grid_thw=grids)
+
     with torch.no_grad():
-        run = lambda: visual(batch["pixel_values_videos"], grid_thw=grids)  # noqa: E731
-        [attended] = recorded_with_hidden(attention, run)
-        [merged] = [x.clone() for x in recorded_args(visual.merger, run)]
+        [attended] = recorded(attention, run)
+        [merged] = recorded(visual.merger, run)
         out = run()
-    hidden, (cos, sin) = attended
+    hidden, (cos, sin) = attended[0], attended["position_embeddings"]
     query, key, _ = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
 
     def turned(x):
@@ -80,12 +85,11 @@ def qwen_encoded(model, batch):
     # Where each of the blocks' tokens comes out: the merger keeps their order, the tower's result is in the order of
     # the prompt.
     with torch.no_grad():
-        inside = visual.merger(merged)
+        inside = visual.merger(merged[0])
     outside = out if isinstance(out, torch.Tensor) else out[0] if isinstance(out, tuple) else out.pooler_output
     order = torch.cdist(inside.double(), outside.double()).argmin(1)
     assert order.sort().values.tolist() == list(range(len(order)))
-    saliency, start = torch.empty(len(order)), 0
-    splits = []
+    saliency, splits, start = torch.empty(len(order)), [], 0
     for frames, height, width in grids.tolist():
         for _ in range(frames):
             here = slice(start, start + height * width)
@@ -94,40 +98,11 @@ def qwen_encoded(model, batch):
             saliency[order[start // 4 : (start + height * width) // 4]] = logits.softmax(-1).mean(0)
             start += height * width
         splits.append(frames * height * width // 4)
-    return [
-        part.view(frames, -1) for part, frames in zip(saliency.split(splits), batch["video_grid_thw"][:, 0].tolist())
-    ]
+    return [part.view(frames, -1) for part, frames in zip(saliency.split(splits), grids[:, 0].tolist())]
 
 
-def recorded_with_hidden(module, run):
-    calls = []
-    hook = module.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(
-            (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
-        ),
-        with_kwargs=True,
-    )
-    try:
-        run()
-    finally:
-        hook.remove()
-    return calls
-
-
-def recorded_args(module, run):
-    calls = []
-    hook = module.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
-    try:
-        run()
-    finally:
-        hook.remove()
-    return calls
-
-
-def pruned(model, family, row, config, head=None, saliency=None, seed=0) -> Fed:
-    """One row of a batch, alone and pruned by hand; `seed` makes the pixels as in the batch only where it is its one
-    row with pixels, so `row` brings its own inputs."""
-    batch = row
+def pruned(model, family, batch, config, head=None, saliency=None) -> Fed:
+    """What the language model gets for a batch of one row without padding, pruned by hand."""
     with torch.no_grad():
         [fed] = recorded(model.model.language_model, lambda: model(**batch))
     embeddings = fed["inputs_embeds"]
