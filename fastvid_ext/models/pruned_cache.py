@@ -71,9 +71,12 @@ class PrunedPrompt:
 
     def _overlaps(self, call: Call, behind: int | Tensor) -> bool:
         """Whether the call's first token is one that the cache holds, as `generate` numbers them."""
-        text, column = _text_positions(call.get("position_ids")), call.get("cache_position")
+        positions, column = call.get("position_ids"), call.get("cache_position")
+        text = _text_positions(positions)
         if text is not None and self.next_text_position is not None:
             return bool((text[:, :1] < self.next_text_position + behind).any())
+        if positions is not None and positions.dim() == 3 and len(positions) == 1:  # columns with the rope's deltas
+            return bool((positions[0, :, :1] < self.next_position[-1] + behind).any())
         return column is not None and bool(column[0] < self.columns + behind)
 
 
