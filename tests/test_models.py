@@ -370,6 +370,33 @@ def test_new_tokens_behind_a_cached_prompt(models, head, family):
     torch.testing.assert_close(got, wanted[3:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("ratios", [(0.25, 0.25), (0.25, 1.0), (1.0, 0.25)], ids=str)
+def test_a_second_video_behind_a_cached_prompt(models, head, ratios):
+    """As if both had come in one prompt."""
+    family, model = "llava_onevision", models("llava_onevision")
+    rows = rows_of(family)
+    batch = tiny_models.inputs(family, [rows[0], rows[0]])
+    turns = [row_alone(family, batch, [rows[0], rows[0]], number) for number in range(2)]
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad():
+        for turn, ratio in zip(turns, ratios):
+            del turn["attention_mask"]  # the first turn's columns are the cache's
+            with enable(model, family, PruneConfig(retention_ratio=ratio), head):
+                got = model(**turn, past_key_values=cache).logits[0, -1]
+    parts = [
+        pruned_models.pruned(model, family, turn, PruneConfig(retention_ratio=ratio), head)
+        for turn, ratio in zip(turns, ratios)
+    ]
+    length = turns[0]["input_ids"].shape[1]
+    fed = pruned_models.Fed(
+        torch.cat([part.embeddings for part in parts], 1),
+        torch.cat([parts[0].positions, parts[1].positions + length], 1),
+        {},
+        parts[1].next_position + length,
+    )
+    torch.testing.assert_close(got, pruned_models.logits(model, fed)[-1], rtol=1e-4, atol=1e-4)
+
+
 def test_importing_the_package_does_not_import_transformers():
     code = "import sys, fastvid_ext; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

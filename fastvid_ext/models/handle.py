@@ -124,7 +124,9 @@ class Handle:
             attention_mask=mask,
             padding_side="left" if mask is None or bool(mask[:, -1].all()) else "right",
         )
-        if pruned is embeddings:
+        cache = kwargs.get("past_key_values")
+        if pruned is embeddings and (noted(cache) is None or int(cached_length(cache)) == 0):
+            note(cache, None)
             return None
         self._pending, changed = prefilled(self.last, kwargs, getattr(self._inner, "rope_deltas", None))
         changed["inputs_embeds"] = pruned
