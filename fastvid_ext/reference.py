@@ -357,6 +357,13 @@ def _merge(
     x: Tensor, unit: Tensor, centers: Tensor, mask: Tensor, merge_floor: float, merge_centers: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the masked rows of x (M, D), unit their directions, into the centres (C,); see scatter_merge."""
+    assignment = _assign(unit, centers, mask, merge_centers)
+    merged, counts = _average(x, centers, assignment, merge_floor)
+    return merged, assignment, counts
+
+
+def _assign(unit: Tensor, centers: Tensor, mask: Tensor, merge_centers: bool) -> Tensor:
+    """The place in centers that each masked row goes to, by its direction; -1 for the others."""
     present = centers >= 0
     mergeable = mask.clone()
     if not merge_centers:
@@ -364,12 +371,19 @@ def _merge(
     if not present.any():
         mergeable.zero_()
     cosine = (unit @ unit[centers.clamp_min(0)].T).nan_to_num(nan=-torch.inf)
-    assignment = x.new_full((len(x),), -1, dtype=torch.long)
+    assignment = torch.full_like(mask, -1, dtype=torch.long)
     if len(centers):
         assignment[mergeable] = cosine.masked_fill(~present, -torch.inf).argmax(1)[mergeable]
+    return assignment
+
+
+def _average(x: Tensor, centers: Tensor, assignment: Tensor, merge_floor: float) -> tuple[Tensor, Tensor]:
+    """The centres with the rows of x that were assigned to each averaged in, and the number of those."""
+    mergeable = assignment >= 0
     counts = assignment[mergeable].bincount(minlength=len(centers))
     sums = x.new_zeros(len(centers), x.shape[1]).index_add_(0, assignment[mergeable], x[mergeable])
     mean = sums / counts.clamp_min(1)[:, None]
     weight = (1 / (counts + 1).to(x.dtype)).clamp_min(merge_floor)[:, None]
-    merged = weight * x[centers.clamp_min(0)] + (1 - weight) * mean
-    return torch.where((counts > 0)[:, None], merged, x[centers.clamp_min(0)]) * present[:, None], assignment, counts
+    center_rows = x[centers.clamp_min(0)]
+    merged = weight * center_rows + (1 - weight) * mean
+    return torch.where((counts > 0)[:, None], merged, center_rows) * (centers >= 0)[:, None], counts

@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def prefill_tflops(tokens: int) -> float:
-    """Prefill of Qwen2-7B over this many tokens, in TFLOPs, as the FastVID paper counts it.
+def prefill_tflops(
+    tokens: int, *, layers: int = 28, hidden: int = 3584, mlp: int = 18944, heads: int = 28, kv_heads: int = 4
+) -> float:
+    """Prefill of a language model, by default Qwen2-7B, over n tokens, in TFLOPs, as the FastVID paper counts it.
 
-    28 layers of 2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m: projections with g of h key/value heads, attention, and a gated
+    ``layers`` of 2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m: projections with g of h key/value heads, attention, and a gated
     MLP of width m.
     """
-    d, m, heads, kv_heads, layers = 3584, 18944, 28, 4, 28
-    n = tokens
-    return layers * (2 * n * d * d * (1 + kv_heads / heads) + 2 * n * n * d + 3 * n * d * m) / 1e12
+    n, d = tokens, hidden
+    return layers * (2 * n * d * d * (1 + kv_heads / heads) + 2 * n * n * d + 3 * n * d * mlp) / 1e12
 
 
 def headline(name: str, pruning: Pruning) -> str:

@@ -1,0 +1,198 @@
+"""The hooks on a model that is enabled."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+
+from ..config import PruneConfig
+from ..prompt import PromptPruning, prune_embeddings
+from .deepstack import pruned_deepstack
+from .families import EncodedVideos, Family
+from .layout import placed
+from .pruned_cache import Call, PrunedPrompt, cached_length, note, noted, prefilled
+
+__all__ = ["Handle", "find_inner"]
+
+
+def find_inner(model: nn.Module, families: dict[str, type]) -> tuple[nn.Module, type]:
+    """The module that holds vision tower and language model, and its family."""
+    for module in (model, getattr(model, "model", None)):
+        for ancestor in type(module).__mro__:
+            if ancestor.__name__ in families and hasattr(module, "language_model"):
+                return module, families[ancestor.__name__]
+    known = ", ".join(name.removesuffix("Model") + "ForConditionalGeneration" for name in families)
+    raise ValueError(
+        f"model: got {type(model).__name__}, want one of {known}; any other model can call "
+        "fastvid_ext.prune_embeddings in its forward"
+    )
+
+
+class Handle:
+    """Pruning that is enabled in a model; a context manager that disables it at its end.
+
+    Attributes:
+        config: the parameters.
+        last: what the last prompt with a video kept; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, inner: nn.Module, family: Family, config: PruneConfig | None) -> None:
+        language_model = inner.language_model
+        for hook in language_model._forward_pre_hooks.values():
+            if isinstance(getattr(hook, "__self__", None), Handle):
+                raise ValueError("model: got one that is enabled already, want it disabled first (handle.disable())")
+        self.config = family.preset() if config is None else config
+        self.last: PromptPruning | None = None
+        self._inner, self._family = inner, family
+        self._parameters = list(inspect.signature(inner.forward).parameters)
+        self._prompt: _Prompt | None = None
+        self._pending: PrunedPrompt | None = None
+        # By default compiled code is shared by modules of one class, hooks or not, and keeps those it was made with.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        self._hooks = [
+            inner.register_forward_pre_hook(self._begin, with_kwargs=True),
+            language_model.register_forward_pre_hook(self._prune, with_kwargs=True),
+            language_model.register_forward_hook(self._note),
+            *family.hooks(),
+        ]
+        if model is not inner:
+            self._hooks.append(model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
+
+    def disable(self) -> None:
+        """Give the model back as it was. Does nothing the second time."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.disable()
+
+    def __repr__(self) -> str:
+        state = "enabled" if self._hooks else "disabled"
+        return f"<fastvid_ext pruning, {state} in {type(self._inner).__name__}, {self.config}>"
+
+    # A compiler cannot look into the hooks, which decide by values; it breaks its graph at each of them.
+    @torch.compiler.disable
+    def _refuse_labels(self, module: nn.Module, args: tuple, kwargs: Call) -> None:
+        if kwargs.get("labels") is not None and _has_video(kwargs):
+            raise ValueError(
+                "labels: got labels for a prompt with a video, whose pruning changes its length; want none, or the "
+                "pruning disabled"
+            )
+
+    @torch.compiler.disable
+    def _begin(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
+        """Before the model: read the layout of a prompt back while the device is idle, or go on behind a pruned one."""
+        self._prompt = self._pending = self._family.encoded = None
+        call = dict(zip(self._parameters, args)) | kwargs
+        if _has_video(call):
+            if module.training and torch.is_grad_enabled():
+                raise RuntimeError(
+                    "model: got a video in training mode with gradients, but pruning has no backward pass; want "
+                    "model.eval() or torch.no_grad(), or the pruning disabled"
+                )
+            self._prompt = _Prompt(call, _placeholders(module, call), _padding_mask(call))
+            return None
+        before = noted(call.get("past_key_values"))
+        changed = None if before is None else before.grown(call)
+        return None if changed is None else ((), changed)
+
+    @torch.compiler.disable
+    def _prune(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
+        """Before the language model, when embeddings, positions and masks are all there."""
+        prompt, self._prompt = self._prompt, None
+        if prompt is None:
+            return None
+        videos = self._family.videos(prompt.call, self._encoded(prompt.call))
+        videos, spans = placed(videos, prompt.placeholders, self._family.newline)
+        mask, embeddings = prompt.mask, kwargs["inputs_embeds"]
+        pruned, self.last = prune_embeddings(
+            embeddings,
+            spans,
+            grid=videos.grids,
+            newline=self._family.newline,
+            saliency=videos.saliency or "norm",
+            frame_features=videos.frame_features,
+            config=self.config,
+            attention_mask=mask,
+            padding_side="left" if mask is None or bool(mask[:, -1].all()) else "right",
+        )
+        cache = kwargs.get("past_key_values")
+        if pruned is embeddings and (noted(cache) is None or int(cached_length(cache)) == 0):
+            note(cache, None)
+            return None
+        self._pending, changed = prefilled(self.last, kwargs, getattr(self._inner, "rope_deltas", None))
+        changed["inputs_embeds"] = pruned
+        if kwargs.get("deepstack_visual_embeds") is not None:
+            changed |= pruned_deepstack(embeddings, spans, videos, self.last, kwargs)
+        return args, kwargs | changed
+
+    def _encoded(self, call: Call) -> EncodedVideos:
+        handed = (call.get("mm_encoder_outputs") or {}).get("video")
+        encoded, self._family.encoded = self._family.encoded, None
+        if handed is not None:
+            encoded = getattr(handed, "fastvid", None)
+        if encoded is None:
+            raise ValueError("mm_encoder_outputs: got a video that was encoded while pruning was not enabled")
+        return encoded
+
+    @torch.compiler.disable
+    def _note(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Behind the language model, whose cache now holds the prompt."""
+        prompt, self._pending = self._pending, None
+        if prompt is not None:
+            note(getattr(output, "past_key_values", None), prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """What is known of a prompt before the model runs.
+
+    Attributes:
+        call: the arguments of the model.
+        placeholders: (B, L) bool on the host, where the tokens of videos go.
+        mask: (B, L) bool on the host, False at padding; None where the prompt came without.
+    """
+
+    call: Call
+    placeholders: Tensor
+    mask: Tensor | None
+
+
+def _has_video(call: Call) -> bool:
+    encoded = call.get("mm_encoder_outputs") or {}
+    return call.get("pixel_values_videos") is not None or encoded.get("video") is not None
+
+
+def _placeholders(inner: nn.Module, call: Call) -> Tensor:
+    token_id = inner.config.video_token_id
+    if call.get("input_ids") is not None:
+        return (call["input_ids"] == token_id).cpu()
+    embeddings = call["inputs_embeds"]
+    token = inner.get_input_embeddings()(torch.tensor(token_id, device=embeddings.device))
+    return (embeddings == token).all(-1).cpu()
+
+
+def _padding_mask(call: Call) -> Tensor | None:
+    mask = call.get("attention_mask")
+    if isinstance(mask, dict):  # one for each kind of layer
+        mask = mask["full_attention"]
+    if mask is None:
+        return None
+    tokens = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    length, cache = tokens.shape[1], call.get("past_key_values")
+    if mask.dim() == 2:
+        return mask[:, -length:].bool().cpu()
+    if mask.dim() != 4 or not getattr(cache, "is_compileable", False):
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, want (B, L) for a video that is pruned")
+    # `generate` makes one for a static cache, causal: its last query sees all columns but the padding.
+    begin = int(cached_length(cache))
+    last = mask[:, 0, -1, begin : begin + length]
+    return (last if last.dtype == torch.bool else last >= 0).cpu()

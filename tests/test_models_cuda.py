@@ -1,0 +1,164 @@
+"""On a GPU: pruned models, a pruned prefill in a CUDA graph, and the op in scripted, exported and packaged modules."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import fastvid_ext
+from fastvid_ext import PruneConfig, prune_embeddings
+
+pytestmark = pytest.mark.cuda
+QUARTER = PruneConfig(retention_ratio=0.25)
+
+
+class Pruner(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0, device="cuda"), requires_grad=False)
+
+    def forward(self, tokens: torch.Tensor, saliency: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kept, indices, _ = torch.ops.fastvid.prune(tokens * self.scale, saliency, retention_ratio=0.2)
+        return kept + 1, indices
+
+
+def video(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(16, 49, 64, generator=generator).cuda(), torch.rand(16, 49, generator=generator).cuda()
+
+
+def check(module):
+    for seed in range(2):
+        arguments = video(seed)
+        rows, indices = module(*arguments)
+        want_rows, want_indices = Pruner()(*arguments)
+        assert torch.equal(indices, want_indices)
+        torch.testing.assert_close(rows, want_rows)
+
+
+def test_scripted_module(tmp_path):
+    torch.jit.script(Pruner()).save(tmp_path / "pruner.pt")
+    check(torch.jit.load(tmp_path / "pruner.pt"))
+
+
+def test_exported_program(tmp_path):
+    torch.export.save(torch.export.export(Pruner(), video()), tmp_path / "pruner.pt2")
+    check(torch.export.load(tmp_path / "pruner.pt2").module())
+
+
+def test_aotinductor_package(tmp_path):
+    program = torch.export.export(Pruner(), video())
+    path = torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(tmp_path / "pruner.pt2"))
+    check(torch._inductor.aoti_load_package(path))
+
+
+def tiny(family, attention="sdpa"):
+    pytest.importorskip("transformers", minversion="4.57")
+    from helpers import tiny_models
+
+    model = tiny_models.make(family, attention)
+    grid = tiny_models.grid_of(family)
+    text = [21, 22, 23]
+    batch = tiny_models.inputs(family, [[5, 6, ("video", grid), 7, 8], text])
+    saliency = tiny_models.siglip() if family == "llava_onevision" else None
+    return model, batch, saliency
+
+
+def moved(batch):
+    return {name: value.cuda() for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_enabled_on_the_gpu_as_on_the_cpu(family, cache):
+    """With a static cache, generate compiles decoding by itself."""
+    model, batch, saliency = tiny(family)
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with fastvid_ext.enable(model, QUARTER, saliency=saliency):
+        want = model.generate(**batch, **options)
+    model = model.cuda()
+    if cache == "static":
+        options["cache_implementation"] = "static"
+    with fastvid_ext.enable(model, QUARTER, saliency=saliency) as handle:
+        got = model.generate(**moved(batch), **options)
+    assert handle.last.tokens_after < handle.last.tokens_before
+    assert torch.equal(got.sequences.cpu(), want.sequences)
+    torch.testing.assert_close(torch.stack(got.logits).cpu(), torch.stack(want.logits), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_bf16(family):
+    model, batch, saliency = tiny(family)
+    model = model.to("cuda", torch.bfloat16)
+    batch = {name: value.bfloat16() if value.is_floating_point() else value for name, value in moved(batch).items()}
+    with fastvid_ext.enable(model, QUARTER, saliency=saliency) as handle:
+        out = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] == batch["input_ids"].shape[1] + 4
+    assert handle.last.tokens_after == handle.last.videos[0].grid[0] * int(handle.last.tokens_before / 10 * 0.25)
+
+
+def test_device_map(tmp_path):
+    pytest.importorskip("accelerate")
+    model, batch, _ = tiny("qwen2_5_vl")
+    with fastvid_ext.enable(model, QUARTER), torch.no_grad():
+        want = model(**batch).logits
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path, device_map="cuda:0").eval()
+    with fastvid_ext.enable(model, QUARTER), torch.no_grad():
+        got = model(**moved(batch)).logits
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config", [QUARTER, PruneConfig.llava_onevision(retention_ratio=0.25)], ids=["exact", "masked"]
+)
+def test_a_whole_pruned_prefill_in_a_cuda_graph(config):
+    transformers = pytest.importorskip("transformers", minversion="4.57")
+    torch.manual_seed(0)
+    model = transformers.Qwen2Model(
+        transformers.Qwen2Config(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=64,
+        )
+    )
+    model = model.to("cuda", torch.bfloat16).eval()
+    frames, height, width = 16, 6, 6
+    prompt = torch.randn(2, 8 + frames * height * width + 8, 64, device="cuda", dtype=torch.bfloat16)
+    saliency = torch.rand(2, frames, height * width, device="cuda")
+    spans = [(row, 8, 8 + frames * height * width) for row in range(2)]
+    positions = torch.arange(prompt.shape[1], device="cuda")[None]
+
+    @torch.no_grad()
+    def prefill():
+        embeddings, kept = prune_embeddings(
+            prompt, spans, grid=(frames, height, width), saliency=list(saliency), config=config, fixed_length=True
+        )
+        out = model(
+            inputs_embeds=embeddings,
+            position_ids=kept.gather(positions),
+            attention_mask=kept.mask.long(),
+            use_cache=False,
+        )
+        return out.last_hidden_state[:, -1]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            prefill()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = prefill()
+    for seed in range(3):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        prompt.copy_(torch.randn(prompt.shape, device="cuda", generator=generator))
+        saliency.copy_(torch.rand(saliency.shape, device="cuda", generator=generator))
+        graph.replay()
+        torch.testing.assert_close(captured, prefill(), rtol=2e-2, atol=2e-2)
