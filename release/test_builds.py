@@ -121,7 +121,7 @@ def test_editable_with_a_toolkit_elsewhere_for_one_architecture(source, environm
     folder, info = built(python)
     assert folder == source / "fastvid_ext"
     assert info["cuda"].startswith("13.0.")
-    assert info["architectures"] == ["sm_90", "compute_90"]
+    assert info["architectures"] == ["sm_90a", "compute_90"]
     library = audit.Library((folder / "libfastvid_cuda.so").read_bytes())
     assert {architecture for architecture, _ in library.gpu_code} == {"sm_90", "compute_90"}
     assert succeeds(python, "-c", PRUNE, cwd="/") == "(16, 16)\n"

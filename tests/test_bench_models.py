@@ -8,6 +8,7 @@ import json
 import pytest
 
 pytest.importorskip("transformers", minversion="4.57")
+pytest.importorskip("bench", reason="bench/ belongs to the checkout, not to the package")
 
 from bench.models import report
 from bench.models.__main__ import MODELS, main

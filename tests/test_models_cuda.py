@@ -1,8 +1,6 @@
-"""On a GPU: pruned models, a pruned prefill in a CUDA graph, and the op in scripted, exported and packaged modules."""
+"""On a GPU: pruned models, a pruned prefill in a CUDA graph, and the op in scripted and exported modules."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
@@ -46,12 +44,6 @@ def test_scripted_module(tmp_path):
 def test_exported_program(tmp_path):
     torch.export.save(torch.export.export(Pruner(), video()), tmp_path / "pruner.pt2")
     check(torch.export.load(tmp_path / "pruner.pt2").module())
-
-
-def test_aotinductor_package(tmp_path):
-    program = torch.export.export(Pruner(), video())
-    path = torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(tmp_path / "pruner.pt2"))
-    check(torch._inductor.aoti_load_package(path))
 
 
 def tiny(family, attention="sdpa"):

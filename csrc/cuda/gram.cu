@@ -19,8 +19,8 @@ static_assert(kGramTile == kGramThreads / kWarpgroup * kWarpgroupRows);
 
 // One tile of the Gram matrix of one frame.
 // Grid: (cluster, tiles of a frame, frames); the blocks of a cluster share the channels and add up in the order of
-// their ranks. Memory: reads two tiles of tokens (D channels), out of L2 where other tiles read them too; writes 16 KB.
-// Limit: L2 bandwidth, N / 128 and one more reads of every token.
+// their ranks. Memory: reads two tiles of tokens (D channels), out of L2 where other tiles read them too; writes 64 KB
+// at most. Limit: L2 bandwidth, ceil(N / 128) reads of every token.
 template <typename T>
 __global__ __launch_bounds__(kGramThreads,
                              kGramBlocksPerMultiprocessor) void gram_kernel(const __grid_constant__ Tokens<T> tokens,

@@ -1,0 +1,42 @@
+"""A package of AOTInductor that calls the op; in a process of its own, since what goes wrong there may end it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fastvid_ext
+
+PROGRAM = """
+import sys
+import torch
+import fastvid_ext
+
+class Pruner(torch.nn.Module):
+    def forward(self, tokens, saliency):
+        kept, indices, _ = torch.ops.fastvid.prune(tokens * 2, saliency, retention_ratio=0.2)
+        return kept + 1, indices
+
+def video(seed):
+    torch.manual_seed(seed)
+    return torch.randn(16, 49, 64, device=sys.argv[1]), torch.rand(16, 49, device=sys.argv[1])
+
+program = torch.export.export(Pruner(), video(0))
+path = torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[2])
+package = torch._inductor.aoti_load_package(path)
+for seed in range(2):
+    rows, indices = package(*video(seed))
+    want_rows, want_indices = Pruner()(*video(seed))
+    assert torch.equal(indices, want_indices)
+    torch.testing.assert_close(rows, want_rows)
+"""
+
+
+def test_package(device, tmp_path):
+    package = Path(fastvid_ext.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", PROGRAM, str(device), str(tmp_path / "pruner.pt2")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
