@@ -12,6 +12,12 @@ pytestmark = pytest.mark.cuda
 QUARTER = PruneConfig(retention_ratio=0.25)
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch):
+    """cudnn computes the convolution of a vision tower's patches in tf32 by default, which reorders saliencies."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 class Pruner(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
