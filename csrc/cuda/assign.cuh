@@ -135,7 +135,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     const auto multiply_slices = [&](auto blocks, auto columns) {
       float sums[blocks()][columns()][4] = {};
       for (int slice = 0; slice < slices.count; ++slice) {
-        wait_copies(kAssignStages - 2);
+        wait_copies<kAssignStages - 2>();
         publish_copies();
         __syncthreads();
         const uint32_t tile = tile0 + slice % kAssignStages * tile_bytes;
@@ -149,7 +149,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
         start_centers(slice + kAssignStages - 1);
         end_products<T>();
       }
-      wait_copies(0);
+      wait_copies<0>();
       __syncthreads();
 #pragma unroll
       for (int m = 0; m < blocks(); ++m) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     __syncthreads();  // tiles follow where the scores are
     tile_center += num_centers;
   }
-  wait_copies(0);
+  wait_copies<0>();
 }
 
 }  // namespace fastvid

@@ -105,7 +105,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
         load_products<false>(tiles, shape, n, rows, state.norms);
       }
     }
-    wait_copies(0);
+    wait_copies<0>();
     const int num_candidates = mark_candidates(n, state, [&](int t) { return peaks.candidates(frame, t); });
     find_peaks(peaks, item, frame, num_candidates, rows, state, scratch);
   }

@@ -68,7 +68,7 @@ __global__ __launch_bounds__(kGramThreads,
     float sums[kGramTile / 8][4] = {};
     for (int slice = 0; slice < kGramStages - 1; ++slice) start_slice(slice);
     for (int slice = 0; slice < slices.count; ++slice) {
-      wait_copies(kGramStages - 2);
+      wait_copies<kGramStages - 2>();
       publish_copies();
       __syncthreads();
       const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes;
@@ -77,7 +77,7 @@ __global__ __launch_bounds__(kGramThreads,
       start_slice(slice + kGramStages - 1);  // while the tensor cores work
       end_products<T>();
     }
-    wait_copies(0);
+    wait_copies<0>();
     __syncthreads();
 
 #pragma unroll

@@ -218,7 +218,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
 
   float sums[kGroups][kColumns][4] = {};
   for (int t = 0; t < num_tiles; ++t) {
-    wait_copies(kMergeStages - 2);
+    wait_copies<kMergeStages - 2>();
     publish_copies();
     __syncthreads();
     start_tile(t + kMergeStages - 1);
@@ -229,7 +229,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
       add_tokens<T>(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);
     }
   }
-  wait_copies(0);
+  wait_copies<0>();
   __syncthreads();
 
   float* const mine = reinterpret_cast<float*>(tiles) + half * kColumns * 8 + lane % 4 * 2;
