@@ -52,10 +52,13 @@ class VideoPruning:
     @property
     def segments(self) -> Tensor:
         """(T,) int32 segment of each frame, computed when asked for."""
-        ids, _ = torch.ops.fastvid.segment(
+        return self.segment()[0]
+
+    def segment(self) -> tuple[Tensor, Tensor]:
+        """The segments, and (T,) the similarity of each frame to the next: what ``torch.ops.fastvid.segment`` gives."""
+        return torch.ops.fastvid.segment(
             self.frame_features, min_segments=self.config.min_segments, threshold=self.config.segment_threshold
         )
-        return ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,7 @@ def _merged(
 ) -> tuple[Tensor, list[Tensor]]:
     """The centres of a video, as indices into its tokens, and the features of each level (T * N, D) merged there."""
     config, count = video.config, tokens.shape[1]
-    segment_ids, similarity = torch.ops.fastvid.segment(
-        video.frame_features, min_segments=config.min_segments, threshold=config.segment_threshold
-    )
+    segment_ids, similarity = video.segment()
     num_salient, num_context = torch.ops.fastvid.plan(
         segment_ids,
         similarity,
