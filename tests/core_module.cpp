@@ -94,6 +94,9 @@ PYBIND11_MODULE(fastvid_core, m) {
   m.def("density", py::vectorize(&fastvid::density));
   m.def("denser", py::vectorize(&fastvid::denser));
   m.def("peak_score", py::vectorize(&fastvid::peak_score));
-  m.def("own_weight", py::vectorize(&fastvid::own_weight));
-  m.def("merged_value", py::vectorize(&fastvid::merged_value));
+  m.def("own_weight",
+        py::vectorize([](int64_t count, float floor) { return fastvid::merge_weights(count, floor).own; }));
+  m.def("merged_value", py::vectorize([](float center, float sum, int64_t count, float floor) {
+          return fastvid::merged_value(center, sum, fastvid::merge_weights(count, floor));
+        }));
 }

@@ -220,7 +220,7 @@ def test_own_weight(count, floor):
 @given(st.floats(-100, 100, width=32), st.floats(-1e4, 1e4, width=32), st.integers(0, 1000), ratios)
 def test_merged_value(center, total, count, floor):
     weight = float(core.own_weight(count, floor))
-    got = float(core.merged_value(center, total, count, weight))
+    got = float(core.merged_value(center, total, count, floor))
     if count == 0:
         assert got == center
     else:

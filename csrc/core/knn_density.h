@@ -9,7 +9,7 @@ namespace fastvid {
 
 // ||x - y||^2 from two squared norms and a product; rounding must not make it negative, and NaN stays NaN.
 FASTVID_HOST_DEVICE float squared_distance(float squared_x, float squared_y, float product) {
-  const float squared = squared_x + squared_y - 2.0f * product;
+  const float squared = fmaf(-2.0f, product, squared_x + squared_y);
   return squared < 0.0f ? 0.0f : squared;
 }
 

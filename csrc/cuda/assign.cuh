@@ -7,6 +7,7 @@
 #include "cluster.cuh"
 #include "core/order.h"
 #include "core/segment.h"
+#include "emit.cuh"
 #include "pipeline.h"
 #include "wgmma.cuh"
 
@@ -14,22 +15,37 @@ namespace fastvid {
 
 constexpr int kAssignThreads = 2 * kWarpgroup;  // each warpgroup takes a half of the tokens
 constexpr int kAssignRows = 256;                // tokens of a frame that a cluster compares at a time at most,
-constexpr int kAssignCenters = 128;             // with this many centres
+constexpr int kAssignCenters = 192;             // with this many centres
+// Fewer where their sums, with this many tokens, do not fit into registers.
+template <typename T>
+__host__ __device__ constexpr int most_centers(int rows) {
+  return sizeof(T) == 4 || rows > 13 * 16 ? 2 * kWarpgroupRows : kAssignCenters;
+}
 constexpr int kAssignStages = 4;
+constexpr int kAssignAhead =
+    kAssignStages - 2;  // slices that are under way while one is multiplied and one may still be
 constexpr int kAssignCopyStep = kAssignThreads / 8;  // rows between a thread's copies
 constexpr int kAssignTokenCopies = kAssignRows / kAssignCopyStep;
 constexpr int kAssignCenterCopies = kAssignCenters / kAssignCopyStep;
-// Bytes of a stage: one slice of `rows` tokens (a multiple of 16) and of the centres.
-__host__ __device__ constexpr int assign_tile_bytes(int rows) { return (rows + kAssignCenters) * kTileRowBytes; }
-// Scores, (kAssignCenters, rows), stand where the tiles were.
-__host__ __device__ constexpr int score_pitch(int rows) { return rows + 4; }
-static_assert(score_pitch(kAssignRows) * kAssignCenters * sizeof(float) <=
-              kAssignStages * assign_tile_bytes(kAssignRows));
-static_assert(score_pitch(16) * kAssignCenters * sizeof(float) <= kAssignStages * assign_tile_bytes(16));
 
-// The best centre so far, by cosine and then by the lower index; center -1: none.
+// What a block holds at a time, of which the slices of a stage take a row each.
+struct AssignTile {
+  int rows;     // tokens, a multiple of 16
+  int centers;  // a multiple of kWarpgroupRows
+
+  __host__ __device__ constexpr int bytes() const { return (rows + centers) * kTileRowBytes; }
+  // Scores, (centers, pitch), stand where the stages were.
+  __host__ __device__ constexpr int pitch() const { return rows + 4; }
+  constexpr bool scores_fit() const {
+    return pitch() * centers * static_cast<int>(sizeof(float)) <= kAssignStages * bytes();
+  }
+};
+static_assert(AssignTile{kAssignRows, kAssignCenters}.scores_fit() && AssignTile{16, kAssignCenters}.scores_fit());
+
+// The best centre so far, by cosine and then by the lower index; NaN is as little as can be. center -1: none.
 struct Choice {
-  int key, center;
+  float cosine;
+  int center;
 };
 
 // Centres [first, end) of the anchor frames of a segment that a pass takes.
@@ -48,18 +64,19 @@ __device__ __forceinline__ int copies_of(int copy_row, int rows) {
   return max(0, (rows - copy_row + kAssignCopyStep - 1) / kAssignCopyStep);
 }
 
-// Works on part `part` of `parts` of a frame's tokens, at most tile_rows (a multiple of 16), in a cluster that shares
-// the channels.
+// Works on part `part` of `parts` of a frame's tokens, at most tile.rows, in a cluster that shares the channels.
 template <typename T>
 __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
                                             const Candidates& candidates, const Assignments& assignments,
-                                            bool merge_centers, int pass, int frame, int part, int parts, int tile_rows,
-                                            unsigned char* shared) {
+                                            const Output<T>& output, bool merge_centers, int pass, int frame, int part,
+                                            int parts, const AssignTile& shape, unsigned char* shared) {
   __shared__ Choice best[2][kAssignRows];  // of the anchor frame that a tile of centres, odd or even, left open
   __shared__ Center tile_centers[kAssignCenters];
   __shared__ float inverse_norms[kAssignCenters];  // -1: no centre
   __shared__ int anchor_centers[kAssignCenters];   // first centre in the tile, of each anchor frame that has some there
   __shared__ bool mergeable[kAssignRows], is_center[kAssignRows];
+  __shared__ KeptRow kept_rows[kAssignRows];
+  __shared__ Counts scratch[kAssignThreads / kWarp];
   float* const scores = reinterpret_cast<float*>(shared);  // (centres, pitch), where the tiles were
 
   const int n = tokens.per_frame, ranks = cluster_size(), rank = cluster_rank();
@@ -71,84 +88,118 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
             num_own = end_own - first_own;
   const Slices slices(tokens.row_bytes(), rank, ranks);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int half = ceil_div(num_tokens, 16) * 8, pitch = score_pitch(tile_rows);
+  const int half = ceil_div(num_tokens, 16) * 8, pitch = shape.pitch();
   const int group_row = threadIdx.x / kWarpgroup * half;  // first token of the warpgroup's half
   const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
-  const int tile_bytes = assign_tile_bytes(tile_rows);
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
 
   const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
-  const auto slice_tile = [&](int slice) { return tile0 + slice % kAssignStages * tile_bytes + copy_at; };
+  const auto slice_tile = [&](int slice) { return tile0 + slice % kAssignStages * shape.bytes() + copy_at; };
   const auto is_within = [&](int slice) { return first_channel + slice * kSliceChannels<T> < tokens.channels; };
-  SliceCopy<T, kAssignTokenCopies, kAssignCopyStep> token_copy;
-  token_copy.rows = copies_of(copy_row, tile_rows);
-  const auto rewind_tokens = [&] {
+  const T* const source = tokens.row(frame * n + first_token + copy_row) + first_channel;
+  const auto start_tokens = [&](int slice) {
+    if (slice >= slices.count) return;
+    const T* const from = source + slice * kSliceChannels<T>;
 #pragma unroll
     for (int i = 0; i < kAssignTokenCopies; ++i) {
       const int r = copy_row + i * kAssignCopyStep;
-      token_copy.source[i] = tokens.row(frame * n + first_token + (r < num_tokens ? r : 0)) + first_channel;
+      if (r >= shape.rows) break;
+      copy_async(slice_tile(slice) + i * kAssignCopyStep * kTileRowBytes,
+                 from + i * kAssignCopyStep * tokens.row_stride, r < num_tokens && is_within(slice));
     }
   };
-  const auto start_tokens = [&](int slice) {
-    if (slice < slices.count) token_copy.start(slice_tile(slice), is_within(slice));
-  };
   // Tokens are none of the pipeline's results: they come while the kernels before this one end.
-  rewind_tokens();
-  for (int slice = 0; slice < kAssignStages - 1; ++slice) start_tokens(slice);
+  for (int slice = 0; slice < kAssignAhead; ++slice) start_tokens(slice);
   wait_for_predecessor();
   const FrameRecord record = plan.records[frame];
   const CenterRange range = centers_of_pass(plan, record, pass);
-  if (threadIdx.x < num_tokens) {
-    mergeable[threadIdx.x] = candidates(frame, first_token + threadIdx.x);
-    is_center[threadIdx.x] = centers.flags[frame * n + first_token + threadIdx.x];
-  }
-  // Even tiles, since each reads all tokens again.
-  const int num_tiles = ceil_div(range.end - range.first, kAssignCenters);
+  const bool keeps = output.indices != nullptr && pass == 0;
+  int num_kept = 0;
+  // Marks the tokens. Where rows are kept they stand in the order of the frame's tokens: those before this part count.
+  const auto list_tokens = [&] {
+    Counts before{};
+    for (int base = keeps ? 0 : first_token; base < first_token + num_tokens; base += kAssignThreads) {
+      const int token = base + threadIdx.x, row = token - first_token, index = frame * n + token;
+      const bool exists = row < num_tokens, own = exists && row >= 0;
+      const bool candidate = exists && candidates(frame, token), center = exists && centers.flags[index];
+      if (own) {
+        mergeable[row] = candidate;
+        is_center[row] = center;
+      }
+      if (!keeps) continue;
+      const bool salient = exists && !candidate, kept = salient || center;
+      Counts total;
+      const Counts place = before + block_scan(kept, own && salient, total, scratch);
+      if (own && salient) kept_rows[place.b] = {row, record.row_offset + place.a};
+      if (own && kept && rank == 0) output.indices[record.row_offset + place.a] = index;
+      before = before + total;
+    }
+    num_kept = before.b;
+    if (keeps && part + 1 == parts && rank == 0 && threadIdx.x == 0) output.frame_counts[frame] = before.a;
+  };
+  // Even tiles, since each reads all tokens again; one that only keeps rows where there are no centres.
+  const int num_tiles = max(ceil_div(range.end - range.first, shape.centers), static_cast<int>(keeps));
 
   for (int t = 0, tile_center = range.first; t < num_tiles; ++t) {
     const int num_centers = ceil_div(range.end - tile_center, num_tiles - t);
+    if (threadIdx.x < num_centers) {
+      const Center center = centers.list[tile_center + threadIdx.x];
+      tile_centers[threadIdx.x] = center;
+      inverse_norms[threadIdx.x] = center.row >= 0 ? centers.inverse_norms[tile_center + threadIdx.x] : -1.0f;
+    }
+    __syncthreads();
+    if (threadIdx.x < num_centers) {
+      const Center center = tile_centers[threadIdx.x];
+      if (threadIdx.x == 0 || center.number == 0) anchor_centers[center.anchor - tile_centers[0].anchor] = threadIdx.x;
+    }
     SliceCopy<T, kAssignCenterCopies, kAssignCopyStep> center_copy;
     center_copy.rows = copies_of(copy_row, num_centers);
 #pragma unroll
     for (int i = 0; i < kAssignCenterCopies; ++i) {
       const int c = copy_row + i * kAssignCopyStep;
-      if (c >= num_centers) continue;
-      const Center center = centers.list[tile_center + c];
-      center_copy.source[i] = tokens.row(max(center.row, 0)) + first_channel;
-      if (chunk == 0) {
-        tile_centers[c] = center;
-        inverse_norms[c] = center.row >= 0 ? centers.inverse_norms[tile_center + c] : -1.0f;
-      }
+      center_copy.source[i] = tokens.row(c < num_centers ? max(tile_centers[c].row, 0) : 0) + first_channel;
     }
     const auto start_centers = [&](int slice) {
-      if (slice < slices.count) center_copy.start(slice_tile(slice) + tile_rows * kTileRowBytes, is_within(slice));
+      if (slice < slices.count) center_copy.start(slice_tile(slice) + shape.rows * kTileRowBytes, is_within(slice));
       commit_copies();
     };
-    if (t > 0) rewind_tokens();
-    for (int slice = 0; slice < kAssignStages - 1; ++slice) {
+    for (int slice = 0; slice < kAssignAhead; ++slice) {
       if (t > 0) start_tokens(slice);
       start_centers(slice);
     }
+    if (t == 0) list_tokens();  // while they come
 
-    // Products of the first 64 or 128 centres with the first eights of tokens of each half; static numbers for the sake
-    // of the inner loop. Rows past the last token or centre hold what they will: no score comes of them.
+    // Products of the centres, by 64, with the first eights of tokens of each half; static numbers for the sake of the
+    // inner loop. Rows past the last token or centre hold what they will: no score comes of them.
     const auto multiply_slices = [&](auto blocks, auto columns) {
       float sums[blocks()][columns()][4] = {};
       for (int slice = 0; slice < slices.count; ++slice) {
-        wait_copies<kAssignStages - 2>();
+        wait_copies<kAssignAhead - 1>();
         publish_copies();
         __syncthreads();
-        const uint32_t tile = tile0 + slice % kAssignStages * tile_bytes;
+        const uint32_t tile = tile0 + slice % kAssignStages * shape.bytes();
         begin_products<T>();
 #pragma unroll
         for (int m = 0; m < blocks(); ++m) {
-          multiply_slice<T>(sums[m], tile + (tile_rows + m * kWarpgroupRows) * kTileRowBytes,
-                            tile + group_row * kTileRowBytes, columns);
+          multiply_slice<T>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
+                            tile + group_row * kTileRowBytes);
         }
-        start_tokens(slice + kAssignStages - 1);  // while the tensor cores work
-        start_centers(slice + kAssignStages - 1);
-        end_products<T>();
+        commit_products<T>();
+        // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
+        start_tokens(slice + kAssignAhead);
+        start_centers(slice + kAssignAhead);
+        if (t == 0) {
+          for (int i = copy_row; i < num_kept; i += kAssignCopyStep) {
+            const KeptRow kept = kept_rows[i];
+            const unsigned char* const from =
+                shared + slice % kAssignStages * shape.bytes() + tile_offset(kept.row, chunk);
+            write_vector(output.row(kept.output_row), output.channels, first_channel + slice * kSliceChannels<T>,
+                         *reinterpret_cast<const Vector<T>*>(from));
+          }
+        }
+        wait_products<T, 1>();
       }
+      wait_products<T>();
       wait_copies<0>();
       __syncthreads();
 #pragma unroll
@@ -157,7 +208,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
 #pragma unroll
         for (int c = 0; c < columns(); ++c) {
           const int token = c * 8 + lane % 4 * 2;
-          if (token >= half || group_row + token >= tile_rows) break;
+          if (token >= half || group_row + token >= shape.rows) break;
           float* const at = scores + center * pitch + group_row + token;
           *reinterpret_cast<float2*>(at) = make_float2(sums[m][c][0], sums[m][c][1]);
           *reinterpret_cast<float2*>(at + 8 * pitch) = make_float2(sums[m][c][2], sums[m][c][3]);
@@ -165,20 +216,21 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       }
     };
     const auto multiply_centers = [&](auto columns) {
+      constexpr int most_blocks = most_centers<T>(columns() * 16) / kWarpgroupRows;
       if (num_centers <= kWarpgroupRows) {
         multiply_slices(std::integral_constant<int, 1>{}, columns);
-      } else {
+      } else if (most_blocks == 2 || num_centers <= 2 * kWarpgroupRows) {
         multiply_slices(std::integral_constant<int, 2>{}, columns);
+      } else {
+        multiply_slices(std::integral_constant<int, most_blocks>{}, columns);
       }
     };
-    if (half <= 64) {
-      multiply_centers(std::integral_constant<int, 8>{});
+    if (half <= 72) {
+      multiply_centers(std::integral_constant<int, 9>{});
+    } else if (half <= 104) {
+      multiply_centers(std::integral_constant<int, 13>{});
     } else {
       multiply_centers(std::integral_constant<int, 16>{});
-    }
-    if (threadIdx.x < num_centers) {
-      const Center center = tile_centers[threadIdx.x];
-      if (threadIdx.x == 0 || center.number == 0) anchor_centers[center.anchor - tile_centers[0].anchor] = threadIdx.x;
     }
     cluster_sync();
     if (ranks > 1) {
@@ -194,25 +246,28 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     // The best centre of this block's tokens, by a thread a token and anchor frame. A token's own norm is common to its
     // scores.
     const int first_anchor = tile_centers[0].anchor;
-    const int num_anchors = tile_centers[num_centers - 1].anchor - first_anchor + 1;
+    const int num_anchors = num_centers > 0 ? tile_centers[num_centers - 1].anchor - first_anchor + 1 : 0;
     for (int unit = threadIdx.x; unit < num_own * num_anchors; unit += kAssignThreads) {
       const int anchor = unit / num_own, row = first_own + unit - anchor * num_own, first = anchor_centers[anchor];
       const Center center = tile_centers[first];
       const int past = first + center.count - center.number, end = min(past, num_centers);
-      Choice choice{INT32_MIN, -1};
+      Choice choice{-INFINITY, -1};
 #pragma unroll 4
       for (int c = first; c < end; ++c) {
-        const float inverse = inverse_norms[c];
-        const int key = inverse >= 0.0f ? candidate_key(scores[c * pitch + row] * inverse) : INT32_MIN;
-        if (key > choice.key) choice = {key, tile_center + c};
+        const float inverse = inverse_norms[c], cosine = fmaxf(scores[c * pitch + row] * inverse, -INFINITY);
+        const bool present = inverse >= 0.0f, better = cosine > choice.cosine, only = choice.center < 0;
+        if (present & (better | only)) choice = {cosine, tile_center + c};
       }
-      if (const Choice before = best[(t + 1) % 2][row]; center.number > 0 && before.key >= choice.key) choice = before;
+      if (center.number > 0) {
+        const Choice before = best[(t + 1) % 2][row];
+        if (before.center >= 0 && (choice.center < 0 || before.cosine >= choice.cosine)) choice = before;
+      }
       if (past > num_centers) {  // the next tile has more centres of this frame
         best[t % 2][row] = choice;
         continue;
       }
       const int token = frame * n + first_token + row;
-      const bool merges = choice.key > INT32_MIN && mergeable[row] &&
+      const bool merges = choice.center >= 0 && mergeable[row] &&
                           (merge_centers || !is_center[row] || center.anchor != record.own_anchor);
       const int number = choice.center - (tile_center + first - center.number);
       if (merges) atomicAdd(centers.counts + choice.center, 1ull);
@@ -224,6 +279,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     tile_center += num_centers;
   }
   wait_copies<0>();
+  if (keeps && part + 1 == parts) fill_rest(output, plan.totals->rows, frame, tokens.frames, rank, ranks);
 }
 
 }  // namespace fastvid

@@ -228,7 +228,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   const int passes = ceil_div(max_anchors(params.budget, frames), kMergeAnchors);
   const int features_stride = input.view.channels;
   size_t peaks_bytes;
-  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, peaks_bytes));
+  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, true, peaks_bytes));
 
   FramePlan plan;
   Centers centers{};
@@ -281,9 +281,9 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   FASTVID_RETURN_IF_FAILED(launch_density_peaks(input.view, peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
     FASTVID_RETURN_IF_FAILED(
-        launch_assign(input.view, plan, centers, candidates, assignments, params.merge_centers, pass, stream));
-    FASTVID_RETURN_IF_FAILED(launch_merge(input.view, plan, centers, candidates, assignments, output,
-                                          params.merge_floor, pass, max_items, stream));
+        launch_assign(input.view, plan, centers, candidates, assignments, output, params.merge_centers, pass, stream));
+    FASTVID_RETURN_IF_FAILED(
+        launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass, max_items, stream));
   }
   return cudaSuccess;
 }
@@ -414,7 +414,7 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     using T = decltype(element);
     TokenInput<T> input(tokens);
     size_t peaks_bytes;
-    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, peaks_bytes), op);
+    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, false, peaks_bytes), op);
     void* peaks_workspace;
     const auto lay_out = [&](Workspace workspace) {
       input.take(workspace);
@@ -502,8 +502,9 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   FASTVID_RETURN_IF_FAILED(launch_scatter_merge_plan(
       input.view, static_cast<const int64_t*>(center_tokens.const_data_ptr()), per_frame, plan, centers, stream));
   const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
-  FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates, assignments, merge_centers, 0, stream));
-  return launch_merge(input.view, plan, centers, candidates, assignments, output, merge_floor, 0, max_items, stream);
+  FASTVID_RETURN_IF_FAILED(
+      launch_assign(input.view, plan, centers, candidates, assignments, output, merge_centers, 0, stream));
+  return launch_merge(input.view, plan, centers, assignments, output, merge_floor, 0, max_items, stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor> scatter_merge(const Tensor& tokens, const Tensor& centers, const MaybeTensor& mask,

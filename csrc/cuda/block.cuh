@@ -1,4 +1,4 @@
-// Reductions over a warp or a block, always in the same order, so that results repeat bit for bit.
+// What warps and blocks do together. Reductions are always in the same order, so that results repeat bit for bit.
 #pragma once
 
 #include "tokens.cuh"
@@ -6,6 +6,10 @@
 namespace fastvid {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
 
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
@@ -34,10 +38,27 @@ struct Counts {
   }
 };
 
-// Exclusive prefix sums over the block in thread order; total gets the sum over the block. scratch holds a Counts a
+// What the threads of warps before this one hold together; total gets the sum over the block. scratch holds a Counts a
 // warp.
-__device__ __forceinline__ Counts block_scan(Counts value, Counts& total, Counts* scratch) {
+__device__ __forceinline__ Counts before_warp(const Counts& of_warp, Counts& total, Counts* scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  __syncthreads();
+  if (lane == 0) scratch[warp] = of_warp;
+  __syncthreads();
+  const Counts all = lane < warps ? scratch[lane] : Counts{};
+  const Counts before = lane < warp ? all : Counts{};
+  const auto sum = [](const Counts& x) {
+    return Counts{static_cast<int>(__reduce_add_sync(kFullWarp, x.a)),
+                  static_cast<int>(__reduce_add_sync(kFullWarp, x.b)),
+                  static_cast<int>(__reduce_add_sync(kFullWarp, x.c))};
+  };
+  total = sum(all);
+  return sum(before);
+}
+
+// Exclusive prefix sums over the block in thread order.
+__device__ __forceinline__ Counts block_scan(Counts value, Counts& total, Counts* scratch) {
+  const int lane = threadIdx.x % kWarp;
   Counts sum = value;
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
@@ -45,16 +66,16 @@ __device__ __forceinline__ Counts block_scan(Counts value, Counts& total, Counts
                        __shfl_up_sync(kFullWarp, sum.c, step)};
     if (lane >= step) sum = sum + below;
   }
-  __syncthreads();
-  if (lane == kWarp - 1) scratch[warp] = sum;
-  __syncthreads();
-  Counts before{};
-  total = Counts{};
-  for (int w = 0; w < warps; ++w) {
-    if (w == warp) before = total;
-    total = total + scratch[w];
-  }
-  return before + sum - value;
+  const auto last = [](int x) { return __shfl_sync(kFullWarp, x, kWarp - 1); };
+  return before_warp({last(sum.a), last(sum.b), last(sum.c)}, total, scratch) + sum - value;
+}
+
+// The same for two flags.
+__device__ __forceinline__ Counts block_scan(bool a, bool b, Counts& total, Counts* scratch) {
+  const unsigned with_a = __ballot_sync(kFullWarp, a), with_b = __ballot_sync(kFullWarp, b);
+  const unsigned below = (1u << threadIdx.x % kWarp) - 1;
+  return before_warp({__popc(with_a), __popc(with_b), 0}, total, scratch) +
+         Counts{__popc(with_a & below), __popc(with_b & below), 0};
 }
 
 }  // namespace fastvid

@@ -5,6 +5,10 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <cstring>
+
+#include "block.cuh"
 #include "launch.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -38,12 +42,15 @@ __device__ __forceinline__ int cluster_rank() {
 #endif
 }
 
-// Barrier over the cluster that also makes every earlier write visible to it.
+// Barrier over the cluster that also makes every earlier write visible to it. One thread's fence, behind a barrier of
+// the block, speaks for all: a fence by each costs a thousand cycles.
 __device__ __forceinline__ void cluster_sync() {
-#ifdef FASTVID_CLUSTERS
-  cooperative_groups::this_cluster().sync();
-#else
   __syncthreads();
+#ifdef FASTVID_CLUSTERS
+  if (cluster_size() == 1) return;
+  if (threadIdx.x == 0) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 
@@ -81,5 +88,59 @@ __device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
 __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
+
+// Counts the words that the blocks of a cluster send into this block's shared memory, so that whoever waits for them
+// needs no barrier of the cluster. A phase lasts until all bytes that one thread expected have come.
+class Inbox {
+ public:
+  // By one thread; a barrier of the cluster has to follow.
+  __device__ __forceinline__ void init() {
+#ifdef FASTVID_CLUSTERS
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(address()) : "memory");
+#endif
+  }
+  // By one thread, once a phase.
+  __device__ __forceinline__ void expect(int bytes) {
+#ifdef FASTVID_CLUSTERS
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+#endif
+  }
+  // Writes to *target in the block of the given rank and counts it in the same inbox there.
+  template <typename Word>
+  __device__ __forceinline__ void send(Word* target, Word word, int rank) {
+    static_assert(sizeof(Word) == 4);
+#ifdef FASTVID_CLUSTERS
+    uint32_t bits;
+    memcpy(&bits, &word, sizeof bits);
+    asm volatile(
+        "{.reg .b32 word, inbox;\nmapa.shared::cluster.u32 word, %0, %3;\nmapa.shared::cluster.u32 inbox, %1, %3;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [word], %2, [inbox];}" ::"r"(shared_address(target)),
+        "r"(address()), "r"(bits), "r"(rank)
+        : "memory");
+#else
+    *target = word;
+#endif
+  }
+  // By all threads of the block; phases count from 0.
+  __device__ __forceinline__ void wait(int phase) {
+#ifdef FASTVID_CLUSTERS
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{.reg .pred done;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, "
+          "1, 0, done;}"
+          : "=r"(done)
+          : "r"(address()), "r"(phase % 2)
+          : "memory");
+    }
+#else
+    __syncthreads();
+#endif
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t address() const { return shared_address(&barrier_); }
+  uint64_t barrier_;
+};
 
 }  // namespace fastvid

@@ -9,6 +9,9 @@
 
 namespace fastvid {
 
+constexpr int kPeaksThreads = 512;
+constexpr int kPeaksWarps = kPeaksThreads / kWarp;
+
 // The tokens of a frame whose products a block holds.
 struct OwnRows {
   int first, end;
@@ -18,58 +21,49 @@ struct OwnRows {
   __device__ __forceinline__ float* at(int token) const { return products + (token - first) * pitch; }
 };
 
-// Marks which tokens of a frame take part, and gives their number to every thread. A barrier of the block.
+// How the blocks of a cluster tell each other what they found. Two frames may be under way: a block sends densities of
+// the next one while another still works on the last, but no further, since it needs that one's in turn.
+struct Exchange {
+  Inbox densities[2];
+  Inbox keys;  // of the first block
+  float farthest[2][kMaxClusterSize * kPeaksWarps];
+};
+
+// Marks which tokens of a frame take part, and gives their number to every thread. The norms must be there; a barrier
+// of the block.
 template <typename Candidate>
 __device__ __forceinline__ int mark_candidates(int n, const FrameState& state, Candidate&& candidate) {
   int count = 0;
-  if (threadIdx.x < FrameState::padded(n) - n) state.keys[n + threadIdx.x] = INT32_MIN;
   for (int base = 0; base < n; base += blockDim.x) {
     const int t = base + threadIdx.x;
     const bool takes_part = t < n && candidate(t);
-    if (t < n) state.marks[t] = takes_part;
+    if (t < FrameState::padded(n)) {
+      state.marks[t] = takes_part;
+      if (!takes_part) {
+        state.norms[t] = INFINITY;
+        state.keys[t] = INT32_MIN;
+      }
+    }
     count += __syncthreads_count(takes_part);
   }
   return count;
 }
 
 // rho and gamma of the block's rows, exchanged within the cluster; the first block then chooses the centres of frame
-// `item` of those that the kernel works on.
-__device__ __forceinline__ void find_peaks(const DensityPeaks& peaks, int item, int frame, int num_candidates,
-                                           const OwnRows& rows, const FrameState& state, Counts* scratch) {
+// `item` of those that the kernel works on, the cluster's `turn`-th.
+__device__ __forceinline__ void find_peaks(const DensityPeaks& peaks, int item, int frame, int turn, int num_candidates,
+                                           const OwnRows& rows, const FrameState& state, Exchange& exchange,
+                                           Counts* scratch) {
   const int n = peaks.per_frame, ranks = cluster_size(), rank = cluster_rank();
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t first_token = static_cast<int64_t>(frame) * n;
-
-  const int neighbors = min(peaks.num_neighbors, num_candidates);
-  for (int i = rows.first + warp; i < rows.end; i += warps) {
-    float rho = 0.0f, farthest = 0.0f;
-    if (state.marks[i]) {
-      Nearest nearest;
-      farthest = distances_of(i, rows.at(i), n, state, peaks.inverse_channels, nearest);
-      rho = peaks.given_density != nullptr ? peaks.given_density[first_token + i]
-                                           : density_of(rows.at(i), n, neighbors, nearest);
-      if (rho != rho) rho = -INFINITY;
-    }
-    if (lane < ranks) {
-      at_rank(state.density, lane)[i] = rho;
-      at_rank(state.farthest, lane)[i] = farthest;
-    }
-    if (lane == 0 && peaks.density != nullptr) peaks.density[first_token + i] = rho;
+  Inbox& densities = exchange.densities[turn % 2];
+  float* const density = state.density + turn % 2 * FrameState::padded(n);
+  float* const all_farthest = exchange.farthest[turn % 2];
+  if (threadIdx.x == 0) {
+    densities.expect((n + ranks * kPeaksWarps) * sizeof(float));
+    if (rank == 0) exchange.keys.expect(n * sizeof(int));
   }
-  cluster_sync();
-
-  float farthest = 0.0f;
-  for (int t = lane; t < n; t += kWarp) farthest = fmaxf(farthest, state.farthest[t]);
-  farthest = warp_max(farthest);
-  for (int i = rows.first + warp; i < rows.end; i += warps) {
-    const bool candidate = state.marks[i];
-    const float gamma = candidate ? score_of(i, rows.at(i), n, state, farthest) : 0.0f;
-    if (lane == 0) {
-      *at_rank(state.keys + i, 0) = candidate ? candidate_key(gamma) : INT32_MIN;
-      if (peaks.score != nullptr) peaks.score[first_token + i] = gamma;
-    }
-  }
-  // The first block chooses; the others may begin the next frame, which they can't disturb before its first barrier.
   int wanted = peaks.num_peaks, first_center = 0, first_row = 0, first_anchor = 0;
   if (rank == 0 && peaks.planned) {
     const FrameRecord& record = peaks.plan.records[frame];
@@ -78,14 +72,45 @@ __device__ __forceinline__ void find_peaks(const DensityPeaks& peaks, int item, 
     first_row = record.row_offset;
     first_anchor = record.first_anchor;
   }
-  cluster_sync();
+
+  const int neighbors = min(peaks.num_neighbors, num_candidates);
+  float farthest = 0.0f;
+#pragma unroll 1
+  for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
+    float rho = 0.0f;
+    if (state.marks[i]) {
+      Nearest nearest;
+      distances_of(i, rows.at(i), n, state, peaks.inverse_channels, nearest, farthest);
+      rho = peaks.given_density != nullptr ? peaks.given_density[first_token + i]
+                                           : density_of(rows.at(i), n, neighbors, nearest);
+      if (rho != rho) rho = -INFINITY;
+    }
+    if (lane < ranks) densities.send(density + i, rho, lane);
+    if (lane == 0 && peaks.density != nullptr) peaks.density[first_token + i] = rho;
+  }
+  farthest = warp_max(farthest);
+  if (lane < ranks) densities.send(all_farthest + rank * kPeaksWarps + warp, farthest, lane);
+  densities.wait(turn / 2);
+
+  for (int w = lane; w < ranks * kPeaksWarps; w += kWarp) farthest = fmaxf(farthest, all_farthest[w]);
+  farthest = warp_max(farthest);
+#pragma unroll 1
+  for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
+    const bool candidate = state.marks[i];
+    const float gamma = candidate ? score_of(i, rows.at(i), n, density, farthest) : 0.0f;
+    if (lane == 0) {
+      exchange.keys.send(state.keys + i, candidate ? candidate_key(gamma) : INT32_MIN, 0);
+      if (peaks.score != nullptr) peaks.score[first_token + i] = gamma;
+    }
+  }
   if (rank != 0) return;
+  exchange.keys.wait(turn);
 
   Counts before{};
   for_each_choice(n, wanted, state, [&](int token, bool chosen) {
     const bool kept = chosen || (peaks.planned && token < n && !state.marks[token]);
     Counts total;
-    const Counts place = before + block_scan({chosen, kept, 0}, total, scratch);
+    const Counts place = before + block_scan(chosen, kept, total, scratch);
     before = before + total;
     if (!chosen) return;
     if (peaks.planned) {
@@ -103,7 +128,6 @@ __device__ __forceinline__ void find_peaks(const DensityPeaks& peaks, int item, 
       peaks.peaks[static_cast<int64_t>(frame) * wanted + p] = -1;
     }
   }
-  __syncthreads();
 }
 
 }  // namespace fastvid

@@ -2,55 +2,37 @@
 #pragma once
 
 #include "block.cuh"
-#include "merge.cuh"
 #include "pipeline.h"
 
 namespace fastvid {
 
-constexpr int kEmitTokens = 256;  // of a frame that are listed at a time, one a thread
+// A token that is kept as it is: its row among the tokens at hand, and where it goes.
+struct KeptRow {
+  int row, output_row;
+};
 
-// Share `rank` of `ranks` of the channels of the salient rows of a frame; the first share also writes the indices of
-// all its kept rows. Then a share of the rows past the last kept one.
+// Writes a vector of a row of the result, as far as it lies within the channels.
 template <typename T>
-__device__ __forceinline__ void emit_frame(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                                           const Candidates& candidates, const Output<T>& output, int frame, int rank,
-                                           int ranks, unsigned char* shared) {
-  int* const kept_tokens = reinterpret_cast<int*>(shared);  // each salient token, and where it goes
-  int* const kept_rows = kept_tokens + kEmitTokens;
-  Counts* const scratch = reinterpret_cast<Counts*>(kept_rows + kEmitTokens);
-  constexpr int kSize = Vector<T>::kSize;
-  const int n = tokens.per_frame, first_token = frame * n, first_row = plan.records[frame].row_offset;
-  const int vectors = tokens.channels / kSize, first_vector = vectors * rank / ranks;
-  const int my_vectors = vectors * (rank + 1) / ranks - first_vector;
-
-  Counts before{};
-  for (int base = 0; base < n; base += kEmitTokens) {
-    const int token = base + threadIdx.x;
-    const bool salient = token < n && !candidates(frame, token);
-    const bool kept = salient || (token < n && centers.flags[first_token + token]);
-    Counts total;
-    const Counts place = block_scan({kept, salient, 0}, total, scratch);
-    const int row = first_row + before.a + place.a;
-    if (salient) {
-      kept_tokens[place.b] = first_token + token;
-      kept_rows[place.b] = row;
+__device__ __forceinline__ void write_vector(T* row, int channels, int channel, const Vector<T>& value) {
+  if (channels % Vector<T>::kSize == 0) {
+    if (channel < channels) *reinterpret_cast<Vector<T>*>(row + channel) = value;
+  } else {
+#pragma unroll
+    for (int e = 0; e < Vector<T>::kSize; ++e) {
+      if (channel + e < channels) row[channel + e] = value.at[e];
     }
-    if (kept && rank == 0) output.indices[row] = static_cast<int64_t>(first_token) + token;
-    before = before + total;
-    __syncthreads();
-#pragma unroll 4
-    for (int i = threadIdx.x; i < total.b * my_vectors; i += kEmitTokens) {
-      const int k = i / my_vectors, channel = (first_vector + i - k * my_vectors) * kSize;
-      write_vector(output, kept_rows[k], channel,
-                   *reinterpret_cast<const Vector<T>*>(tokens.row(kept_tokens[k]) + channel));
-    }
-    __syncthreads();
   }
-  if (rank == 0 && threadIdx.x == 0) output.frame_counts[frame] = before.a;
+}
 
-  for (int row = plan.totals->rows + frame; row < output.capacity; row += tokens.frames) {
-    for (int v = threadIdx.x; v < my_vectors; v += kEmitTokens) {
-      write_vector(output, row, (first_vector + v) * kSize, Vector<T>{});
+// Share `rank` of `ranks` of the channels of the rows past the last kept one; the frames share these rows.
+template <typename T>
+__device__ __forceinline__ void fill_rest(const Output<T>& output, int num_kept, int frame, int frames, int rank,
+                                          int ranks) {
+  constexpr int kSize = Vector<T>::kSize;
+  const int vectors = ceil_div(output.channels, kSize);
+  for (int row = num_kept + frame; row < output.capacity; row += frames) {
+    for (int v = vectors * rank / ranks + threadIdx.x; v < vectors * (rank + 1) / ranks; v += blockDim.x) {
+      write_vector(output.row(row), output.channels, v * kSize, Vector<T>{});
     }
     if (rank == 0 && threadIdx.x == 0) output.indices[row] = -1;
   }

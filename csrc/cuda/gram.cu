@@ -73,9 +73,10 @@ __global__ __launch_bounds__(kGramThreads,
       __syncthreads();
       const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes;
       begin_products<T>();
-      multiply_slice<T>(sums, tile + group_a, tile + b_at, std::integral_constant<int, kGramTile / 8>{});
+      multiply_slice<T>(sums, tile + group_a, tile + b_at);
+      commit_products<T>();
       start_slice(slice + kGramStages - 1);  // while the tensor cores work
-      end_products<T>();
+      wait_products<T>();
     }
     wait_copies<0>();
     __syncthreads();
@@ -92,11 +93,7 @@ __global__ __launch_bounds__(kGramThreads,
     for (int unit = rank * kGramThreads + threadIdx.x; unit < num_a * quads; unit += ranks * kGramThreads) {
       const int r = unit / quads, c = (unit - r * quads) * 4;
       const float4 total = cluster_total(reinterpret_cast<const float4*>(partial + r * kGramPitch + c), ranks);
-      const float values[4] = {total.x, total.y, total.z, total.w};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (c + e < num_b) out[r * shape.size + c + e] = values[e];
-      }
+      *reinterpret_cast<float4*>(out + r * shape.size + c) = total;
     }
     cluster_sync();  // peers have read this block's sums
   }
@@ -107,8 +104,7 @@ __global__ __launch_bounds__(kGramThreads,
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream) {
   const int tiles = GramTiles(tokens.per_frame).count();
-  // How many frames are anchor frames is not known here: somewhat more than a quarter, and all of a few.
-  const int anchors = plan != nullptr ? std::min(tokens.frames, std::max(8, tokens.frames * 3 / 8)) : tokens.frames;
+  const int anchors = plan != nullptr ? expected_anchors(tokens.frames) : tokens.frames;
   constexpr double kFixedSlices = 16;
   int cluster;
   FASTVID_RETURN_IF_FAILED(choose_cluster<gram_kernel<T>>(tiles * anchors, kGramThreads, kGramStages * kGramTileBytes,

@@ -1,17 +1,20 @@
 // Products of all pairs of tokens of a frame, in square tiles on and above the diagonal.
 #pragma once
 
+#include <algorithm>
+
 #include "pipeline.h"
 
 namespace fastvid {
 
 constexpr int kGramTile = 128;  // tokens a side at most
 
-// How a frame of n tokens is cut into tiles; tiles are as even as they can be.
+// How a frame of n tokens is cut into tiles; tiles are as even as whole vectors of four allow.
 struct GramTiles {
   int across;  // tiles a side of the matrix
   int size;    // tokens a side of a tile
-  __host__ __device__ explicit GramTiles(int n) : across(ceil_div(n, kGramTile)), size(ceil_div(n, across)) {}
+  __host__ __device__ explicit GramTiles(int n)
+      : across(ceil_div(n, kGramTile)), size(ceil_div(ceil_div(n, across), 4) * 4) {}
   __host__ __device__ int count() const { return across * (across + 1) / 2; }
   __host__ __device__ int floats() const { return count() * size * size; }  // of a frame
   // Place of tile (row, column), row <= column, among the frame's.
@@ -20,10 +23,7 @@ struct GramTiles {
   }
 };
 
-// Product of tokens i and j from the tiles of their frame.
-__device__ __forceinline__ float gram_at(const float* tiles, const GramTiles& shape, int i, int j) {
-  const int a = min(i, j), b = max(i, j), row = a / shape.size, column = b / shape.size;
-  return tiles[(shape.at(row, column) * shape.size + a - row * shape.size) * shape.size + b - column * shape.size];
-}
+// How many anchor frames to expect among so many frames; what is planned on the device is not known to a launch.
+inline int expected_anchors(int frames) { return std::min(frames, std::max(8, frames * 3 / 8)); }
 
 }  // namespace fastvid

@@ -7,21 +7,19 @@
 namespace fastvid {
 
 // Per-token values of one frame, in shared memory: the same in every block of the cluster, but for the keys, which only
-// the first one has.
+// the first one has. All are padded to whole vectors of four.
 struct FrameState {
-  float* norms;     // (N,) squared norms
-  float* density;   // (N,) rho
-  float* farthest;  // (N,) squared distance of the token that takes part and lies farthest
-  int* keys;        // (N,) order keys of the scores, INT32_MIN for a token that takes no part and up to a multiple of 4
-  bool* marks;      // (N,) whether a token takes part
+  float* norms;    // (N,) squared norms, infinite for a token that takes no part
+  float* density;  // (2, N) rho, of the frame at hand and, while others are not yet done with it, of the next one
+  int* keys;       // (N,) order keys of the scores, INT32_MIN for a token that takes no part
+  bool* marks;     // (N,) whether a token takes part
 
   static __host__ __device__ int padded(int n) { return (n + 3) / 4 * 4; }
   static __host__ __device__ int bytes(int n) { return (padded(n) * 17 + 15) / 16 * 16; }
   __device__ __forceinline__ FrameState(void* memory, int n)
       : norms(static_cast<float*>(memory)),
         density(norms + padded(n)),
-        farthest(density + padded(n)),
-        keys(reinterpret_cast<int*>(farthest + padded(n))),
+        keys(reinterpret_cast<int*>(density + 2 * padded(n))),
         marks(reinterpret_cast<bool*>(keys + padded(n))) {}
 };
 
@@ -49,22 +47,29 @@ struct Nearest {
   }
 };
 
-// Turns row i of products into squared distances over D, infinite to the tokens that take no part, by a warp. Collects
-// the nearest ones of the lane, and gives the largest finite one to every lane.
-__device__ __forceinline__ float distances_of(int i, float* row, int n, const FrameState& state, float inverse_channels,
-                                              Nearest& nearest) {
+// Turns row i of products into squared distances over D, infinite to the tokens that take no part (whose norms are), by
+// a warp. Collects the nearest ones of the lane, and raises `farthest` to the largest finite one of the lane's. That of
+// the token itself is 0, as its product is its squared norm.
+__device__ __forceinline__ void distances_of(int i, float* row, int n, const FrameState& state, float inverse_channels,
+                                             Nearest& nearest, float& farthest) {
   const float norm = state.norms[i];
-  float largest = 0.0f;
+  const auto distance = [&](float product, float norm_j) {
+    const float squared = squared_distance(norm, norm_j, product) * inverse_channels;
+    farthest = fmaxf(farthest, squared < INFINITY ? squared : 0.0f);
+    nearest.add(fminf(squared, INFINITY));  // NaN is no neighbour
+    return squared;
+  };
 #pragma unroll 2
-  for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
-    const float squared = squared_distance(norm, state.norms[j], row[j]) * inverse_channels;
-    const bool candidate = state.marks[j];
-    const float distance = !candidate ? INFINITY : i == j ? 0.0f : squared;
-    row[j] = distance;
-    largest = fmaxf(largest, candidate ? distance : 0.0f);
-    nearest.add(fminf(distance, INFINITY));  // NaN is no neighbour
+  for (int j = threadIdx.x % kWarp * 4; j < n; j += kWarp * 4) {
+    const float4 products = *reinterpret_cast<const float4*>(row + j);
+    const float4 norms = *reinterpret_cast<const float4*>(state.norms + j);
+    float4 distances;
+    distances.x = distance(products.x, norms.x);
+    distances.y = distance(products.y, norms.y);
+    distances.z = distance(products.z, norms.z);
+    distances.w = distance(products.w, norms.w);
+    *reinterpret_cast<float4*>(row + j) = distances;
   }
-  return warp_max(largest);
 }
 
 // rho of one token: sums its `neighbors` smallest distances in ascending order, by a warp. `nearest` holds each lane's

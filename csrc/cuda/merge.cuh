@@ -5,6 +5,7 @@
 
 #include "cluster.cuh"
 #include "core/scatter_merge.h"
+#include "emit.cuh"
 #include "pipeline.h"
 #include "wgmma.cuh"
 
@@ -36,7 +37,7 @@ __device__ __forceinline__ uint32_t merge_tile_offset(int row, int chunk) {
 struct MergeCenter {
   int row, output_row;  // as in Center
   int anchor, number;   // of the item, and of the anchor frame
-  int64_t count;        // tokens that merge into it
+  MergeWeights weights;
 };
 
 // A thread's rows of the one-hot matrix: where a centre's assignments stand in a tile, and its number there.
@@ -92,7 +93,8 @@ __device__ __forceinline__ void add_tokens(float (&sums)[kGroups][kMergeColumns<
         multiply_transposed(sums[g], rows[k][g], shared_address(half), row + k * 16, T{});
       }
     }
-    end_products<T>();
+    commit_products<T>();
+    wait_products<T>();
   }
 }
 
@@ -132,28 +134,14 @@ __device__ __forceinline__ void add_float_tokens(float (&sums)[kGroups][kMergeCo
   }
 }
 
-// Writes one tile of channels of a row of the result, a vector a thread of a group of eight.
-template <typename T>
-__device__ __forceinline__ void write_vector(const Output<T>& output, int64_t row, int channel,
-                                             const Vector<T>& value) {
-  T* const target = output.rows + row * output.channels + channel;
-  if (output.channels % Vector<T>::kSize == 0) {
-    if (channel < output.channels) *reinterpret_cast<Vector<T>*>(target) = value;
-  } else {
-#pragma unroll
-    for (int e = 0; e < Vector<T>::kSize; ++e) {
-      if (channel + e < output.channels) target[e] = value.at[e];
-    }
-  }
-}
-
 // Sums, for one tile of channels, the tokens that an item's centres get from share `rank` of `ranks` of the segment's
 // tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the
 // kMergeStages tiles.
 template <typename T, int kGroups>
 __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
-                                         const Assignments& assignments, const MergeItem& item, int channel_tile,
-                                         int rank, int ranks, MergeCenter* item_centers, unsigned char* tiles) {
+                                         const Assignments& assignments, float merge_floor, const MergeItem& item,
+                                         int channel_tile, int rank, int ranks, MergeCenter* item_centers,
+                                         unsigned char* tiles) {
   constexpr int kColumns = kMergeColumns<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
   const int num_centers = item.end_center - item.first_center;
@@ -203,7 +191,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
     const int c = item.first_center + threadIdx.x;
     const Center center = centers.list[c];
     item_centers[threadIdx.x] = {center.row, center.output_row, center.anchor - item.first_anchor, center.number,
-                                 static_cast<int64_t>(centers.counts[c])};
+                                 merge_weights(static_cast<int64_t>(centers.counts[c]), merge_floor)};
   }
   __syncthreads();
   OneHotRow one_hot[kGroups][2];
@@ -247,26 +235,25 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
 }
 
 // Writes the merged rows of share `rank` of `ranks` of an item's centres for one tile of channels, from the sums that
-// all blocks of the cluster have left.
+// all blocks of the cluster leave; a barrier of the cluster.
 template <typename T>
-__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Output<T>& output, float merge_floor,
-                                           int num_centers, int channel_tile, int rank, int ranks,
-                                           const MergeCenter* item_centers, const unsigned char* tiles) {
+__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Output<T>& output, int num_centers,
+                                           int channel_tile, int rank, int ranks, const MergeCenter* item_centers,
+                                           const unsigned char* tiles) {
   constexpr int kSize = Vector<T>::kSize, kStep = kMergeThreads / kMergeChunks;
   const int chunk = threadIdx.x % kMergeChunks, channel = (channel_tile * kMergeChunks + chunk) * kSize;
-  if (channel >= tokens.channels) return;
-  const int end = num_centers * (rank + 1) / ranks;
+  const int end = channel < tokens.channels ? num_centers * (rank + 1) / ranks : 0;
   const auto own_of = [&](int c) {
     const int row = c < end ? item_centers[c].row : -1;
     return row >= 0 ? *reinterpret_cast<const Vector<T>*>(tokens.row(row) + channel) : Vector<T>{};
   };
   int c = num_centers * rank / ranks + threadIdx.x / kMergeChunks;
   Vector<T> own = own_of(c), next = own_of(c + kStep);
+  cluster_sync();
 #pragma unroll 1
   for (; c < end; c += kStep) {
     const Vector<T> after = own_of(c + 2 * kStep);
-    const int64_t count = item_centers[c].count;
-    const float weight = own_weight(count, merge_floor);
+    const MergeWeights weights = item_centers[c].weights;
     const float* const sums = reinterpret_cast<const float*>(tiles) + c * kMergeSumPitch + chunk * kSize;
     Vector<T> merged;
 #pragma unroll
@@ -275,10 +262,10 @@ __device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Output
       const float parts[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], count, weight));
+        merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], weights));
       }
     }
-    write_vector(output, item_centers[c].output_row, channel, merged);
+    write_vector(output.row(item_centers[c].output_row), output.channels, channel, merged);
     own = next;
     next = after;
   }

@@ -1,8 +1,8 @@
 // Tensor-core products of tiles in shared memory: 128-byte rows, 16-byte chunks swizzled against bank conflicts.
 #pragma once
 
+#include "block.cuh"
 #include "core/plan.h"
-#include "tokens.cuh"
 
 namespace fastvid {
 
@@ -12,10 +12,6 @@ constexpr int kStepBytes = 32;  // depth of one mma in bytes of either operand: 
 // Byte offset of a 16-byte chunk (0 to 7) of a tile row.
 __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
   return row * kTileRowBytes + ((chunk ^ (row & 7)) << 4);
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // Starts a copy of 16 bytes to shared memory; fills with zeros instead where `present` is false. Rows are read piece by

@@ -112,7 +112,7 @@ struct SegmentParams {
   float threshold;   // tau
   int min_segments;  // c
 };
-inline int64_t plan_scratch(int64_t frames) { return 7 * frames + 8; }
+inline int64_t plan_scratch(int64_t frames) { return 8 * frames + 8; }
 // num_salient and num_context of frames whose segments are given.
 cudaError_t launch_plan(const int* segment_ids, const float* similarity, int frames, const BudgetParams& params,
                         const FramePlan& plan, int* num_salient, int* num_context, cudaStream_t stream);
@@ -144,7 +144,7 @@ struct DensityPeaks {
   int64_t* peaks;  // (B, num_peaks) or null
 };
 // Bytes of device memory that launch_density_peaks needs, for the products above all.
-cudaError_t density_peaks_workspace(int frames, int per_frame, size_t& bytes);
+cudaError_t density_peaks_workspace(int frames, int per_frame, bool planned, size_t& bytes);
 template <typename T>
 cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
                                  cudaStream_t stream);
@@ -169,21 +169,23 @@ struct Output {
   int64_t* indices;   // (capacity,), null: scatter_merge, no kept rows
   int* frame_counts;  // (T,)
   int capacity;       // rows past the kept ones are filled with 0 and index -1
+
+  __device__ __forceinline__ T* row(int index) const { return rows + static_cast<int64_t>(index) * channels; }
 };
+// Also writes the rows that are kept as they are, and what is said of all kept rows.
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, bool merge_centers, int pass,
-                          cudaStream_t stream);
+                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
+                          bool merge_centers, int pass, cudaStream_t stream);
 // The plan of the op scatter_merge: every frame is a segment with one anchor frame, itself, and given centres.
 template <typename T>
 cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* center_tokens, int centers_per_frame,
                                       const FramePlan& plan, const Centers& centers, cudaStream_t stream);
 
-// Also writes the rows that are kept as they are.
 template <typename T>
 cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                         const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                         float merge_floor, int pass, int max_items, cudaStream_t stream);
+                         const Assignments& assignments, const Output<T>& output, float merge_floor, int pass,
+                         int max_items, cudaStream_t stream);
 
 // ---- prune.cu
 // Copies tokens of any strides into whole vectors, padded with zeros.

@@ -11,7 +11,7 @@ namespace fastvid {
 namespace {
 
 constexpr int kPlanThreads = 512;
-constexpr int kSharedPlanFrames = 3072;  // more frames than this are planned in device memory
+constexpr int kSharedPlanFrames = 2560;  // more frames than this are planned in device memory
 
 // What the planning block knows of the frames, (T,) each unless said otherwise.
 struct PlanScratch {
@@ -21,6 +21,7 @@ struct PlanScratch {
   int* salient;
   int* centers_before;  // (T+1,)
   int* anchors_before;  // (T+1,)
+  int* anchors;         // as in FramePlan
   float* similarity;
 
   __device__ __forceinline__ PlanScratch(int* memory, int frames)
@@ -30,22 +31,22 @@ struct PlanScratch {
         salient(runs_before + frames + 1),
         centers_before(salient + frames),
         anchors_before(centers_before + frames + 1),
-        similarity(reinterpret_cast<float*>(anchors_before + frames + 1)) {}
+        anchors(anchors_before + frames + 1),
+        similarity(reinterpret_cast<float*>(anchors + frames)) {}
 };
 
 // Cuts a segment's centres into items of merging: calls visit(item) for each.
 template <typename Visit>
-__device__ __forceinline__ void for_each_item(const PlanScratch& scratch, const int* anchors, int begin, int end,
-                                              Visit&& visit) {
+__device__ __forceinline__ void for_each_item(const PlanScratch& scratch, int begin, int end, Visit&& visit) {
   const int first_anchor = scratch.anchors_before[begin], end_anchor = scratch.anchors_before[end];
   for (int anchor = first_anchor, center = scratch.centers_before[begin]; anchor < end_anchor;) {
     // Neither more anchor frames than an item takes nor a change of pass.
     const int pass_end = first_anchor + ((anchor - first_anchor) / kMergeAnchors + 1) * kMergeAnchors;
     const int last = min(min(anchor + kMergeItemAnchors, pass_end), end_anchor) - 1;
-    const int end_center = min(center + kMergeCenters, scratch.centers_before[anchors[last] + 1]);
+    const int end_center = min(center + kMergeCenters, scratch.centers_before[scratch.anchors[last] + 1]);
     int next = anchor;
-    while (next < end_anchor && scratch.centers_before[anchors[next] + 1] <= end_center) ++next;
-    const bool whole = next > anchor && scratch.centers_before[anchors[next - 1] + 1] == end_center;
+    while (next < end_anchor && scratch.centers_before[scratch.anchors[next] + 1] <= end_center) ++next;
+    const bool whole = next > anchor && scratch.centers_before[scratch.anchors[next - 1] + 1] == end_center;
     visit(MergeItem{begin, end, center, end_center, anchor - first_anchor, (whole ? next : next + 1) - anchor,
                     (anchor - first_anchor) / kMergeAnchors, 0});
     anchor = next;
@@ -102,7 +103,7 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
       scratch.salient[f] = budget.salient;
       scratch.centers_before[f] = place.b;
       scratch.anchors_before[f] = place.c;
-      if (budget.context > 0) plan.anchors[place.c] = f;
+      if (budget.context > 0) plan.anchors[place.c] = scratch.anchors[place.c] = f;
       plan.records[f].row_offset = place.a;
     }
     before = before + total;
@@ -134,7 +135,7 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
       record.center_offset = scratch.centers_before[f];
       record.own_anchor = record.num_context > 0 ? scratch.anchors_before[f] - record.first_anchor : -1;
       if (f == begin) {
-        for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem&) { ++count; });
+        for_each_item(scratch, begin, end, [&](const MergeItem&) { ++count; });
         items_of[scratch.cuts[f]] = count;
       }
     }
@@ -151,7 +152,7 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
       const int length = scratch.starts[other + 1] - scratch.starts[other];
       if (ranks_before(length, other, end - begin, s)) place += items_of[other];
     }
-    for_each_item(scratch, plan.anchors, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
+    for_each_item(scratch, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
   }
   if (threadIdx.x == 0) *plan.totals = {sums.c, num_items, sums.a};
 }

@@ -1,7 +1,6 @@
 #include <algorithm>
 
 #include "assign.cuh"
-#include "emit.cuh"
 #include "launch.h"
 #include "merge.cuh"
 #include "pipeline.h"
@@ -11,64 +10,61 @@ namespace {
 
 constexpr int kPlanThreads = 256;
 constexpr int kMergeBlocksPerMultiprocessor = 2;
-constexpr int kStaticSharedBytes = 8 * 1024;  // at most, of the kernels below
+constexpr int kStaticSharedBytes = 12 * 1024;  // at most, of the kernels below
 
-// The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre.
+// The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre. Writes the rows that
+// prune keeps as they are on their way.
 // Grid: (cluster, parts of a frame, frames); the blocks of a cluster share the channels. Memory: reads all tokens once
 // per kAssignCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: L2 bandwidth.
 template <typename T>
 __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
     const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
-    const __grid_constant__ Assignments assignments, bool merge_centers, int pass, int first_frame, int tile_rows) {
+    const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, bool merge_centers,
+    int pass, int first_frame, const AssignTile tile) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  assign_part(tokens, plan, centers, candidates, assignments, merge_centers, pass, first_frame + blockIdx.z, blockIdx.y,
-              gridDim.y, tile_rows, shared);
+  assign_part(tokens, plan, centers, candidates, assignments, output, merge_centers, pass, first_frame + blockIdx.z,
+              blockIdx.y, gridDim.y, tile, shared);
 }
 
-// Merged rows of all centres, and for prune the rows that are kept as they are.
-// Grid: persistent; clusters draw tickets for item x channel tile, then for frames; the blocks of a cluster share an
-// item's tokens. Memory: each tile of channels of a segment is read once per kMergeCenters centres; the result is
-// written once. Limit: memory bandwidth.
+// Merged rows of all centres.
+// Grid: persistent; clusters draw tickets for item x channel tile; the blocks of a cluster share an item's tokens.
+// Memory: each tile of channels of a segment is read once per kMergeCenters centres; the result is written once. Limit:
+// memory bandwidth.
 template <typename T>
 __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void merge_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
-    const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
-    const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, float merge_floor,
-    int pass) {
+    const __grid_constant__ Centers centers, const __grid_constant__ Assignments assignments,
+    const __grid_constant__ Output<T> output, float merge_floor, int pass) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
   __shared__ int drawn;
   __shared__ MergeCenter item_centers[kMergeCenters];
-  static_assert(kMergeThreads == kEmitTokens);
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  const bool emits = output.indices != nullptr && pass == 0;
   cluster_sync();  // all blocks have started, so that others may write to them
   wait_for_predecessor();
-  const int merges = plan.totals->items * channel_tiles;
-  const int units = merges + (emits ? tokens.frames : 0);
+  const int units = plan.totals->items * channel_tiles;
   // The first ticket is the cluster's own number, which saves the way to memory.
   for (int unit = blockIdx.x / ranks; unit < units;) {
-    if (rank == 0 && threadIdx.x < ranks) {
-      int next = 0;
-      if (threadIdx.x == 0) next = clusters + atomicAdd(plan.tickets + pass, 1);
-      next = __shfl_sync((1u << ranks) - 1, next, 0);
-      *at_rank(&drawn, threadIdx.x) = next;
-    }
+    int next = 0;  // is on its way while the unit is at work
+    if (rank == 0 && threadIdx.x == 0) next = clusters + atomicAdd(plan.tickets + pass, 1);
     int num_centers = 0;  // 0: no item of this pass
-    if (unit >= merges) {
-      emit_frame(tokens, plan, centers, candidates, output, unit - merges, rank, ranks, shared);
-    } else if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
+    const int channel_tile = unit % channel_tiles;
+    if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
       num_centers = item.end_center - item.first_center;
-      const int channel_tile = unit % channel_tiles;
       if (num_centers <= kWarpgroupRows) {
-        sum_item<T, 1>(tokens, centers, assignments, item, channel_tile, rank, ranks, item_centers, shared);
+        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
+                       shared);
       } else {
-        sum_item<T, 2>(tokens, centers, assignments, item, channel_tile, rank, ranks, item_centers, shared);
+        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
+                       shared);
       }
     }
-    cluster_sync();
-    write_item(tokens, output, merge_floor, num_centers, unit % channel_tiles, rank, ranks, item_centers, shared);
+    if (rank == 0 && threadIdx.x < kWarp) {
+      next = __shfl_sync(kFullWarp, next, 0);
+      if (threadIdx.x < ranks) *at_rank(&drawn, threadIdx.x) = next;
+    }
+    write_item(tokens, output, num_centers, channel_tile, rank, ranks, item_centers, shared);
     unit = drawn;
     cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
@@ -123,25 +119,36 @@ __global__ __launch_bounds__(kPlanThreads) void scatter_merge_plan_kernel(const 
 
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, bool merge_centers, int pass,
-                          cudaStream_t stream) {
+                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
+                          bool merge_centers, int pass, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
+  const int available = limits.shared_bytes - kStaticSharedBytes;
   int parts = ceil_div(tokens.per_frame, kAssignRows);
-  const auto tile_rows = [&] { return ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16; };
-  const auto shared_bytes = [&] { return kAssignStages * assign_tile_bytes(tile_rows()); };
-  while (tile_rows() > 16 && shared_bytes() > limits.shared_bytes - kStaticSharedBytes) ++parts;
+  AssignTile tile;
+  const auto part_tile = [&](int centers) {
+    const int rows = ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16;
+    return AssignTile{rows, std::min(centers, most_centers<T>(rows))};
+  };
+  // All centres of most segments at once, where that leaves the frame whole.
+  tile = part_tile(kAssignCenters);
+  if (kAssignStages * tile.bytes() > available) tile = part_tile(2 * kWarpgroupRows);
+  while (tile.rows > 16 && kAssignStages * tile.bytes() > available) {
+    ++parts;
+    tile = part_tile(tile.centers);
+  }
+  const size_t shared_bytes = kAssignStages * tile.bytes();
   constexpr double kFixedSlices = 6;
   int cluster;
-  FASTVID_RETURN_IF_FAILED(choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes(),
+  FASTVID_RETURN_IF_FAILED(choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes,
                                                             ceil_div(tokens.row_bytes(), kTileRowBytes), kFixedSlices,
                                                             cluster));
   constexpr int kMostFrames = 65535;  // along z
   for (int first = 0; first < tokens.frames; first += kMostFrames) {
     const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
-    FASTVID_RETURN_IF_FAILED(
-        launch<assign_kernel<T>>({grid, kAssignThreads, static_cast<size_t>(shared_bytes()), cluster, stream}, tokens,
-                                 plan, centers, candidates, assignments, merge_centers, pass, first, tile_rows()));
+    FASTVID_RETURN_IF_FAILED(launch<assign_kernel<T>>({grid, kAssignThreads, shared_bytes, cluster, stream}, tokens,
+                                                      plan, centers, candidates, assignments, output, merge_centers,
+                                                      pass, first, tile));
   }
   return cudaSuccess;
 }
@@ -158,8 +165,8 @@ cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* ce
 
 template <typename T>
 cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                         const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                         float merge_floor, int pass, int max_items, cudaStream_t stream) {
+                         const Assignments& assignments, const Output<T>& output, float merge_floor, int pass,
+                         int max_items, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int blocks = limits.multiprocessors * kMergeBlocksPerMultiprocessor;
@@ -169,20 +176,20 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   while (limits.clusters && cluster < kMergeCluster && tokens.frames * channel_tiles * cluster * 2 <= 16 * blocks) {
     cluster *= 2;
   }
-  const int64_t units = static_cast<int64_t>(max_items) * channel_tiles + tokens.frames;
+  const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
   const int clusters = static_cast<int>(std::min<int64_t>(units, blocks / cluster));
   return launch<merge_kernel<T>>(
       {dim3(clusters * cluster), kMergeThreads, kMergeStages * kMergeTileBytes, cluster, stream}, tokens, plan, centers,
-      candidates, assignments, output, merge_floor, pass);
+      assignments, output, merge_floor, pass);
 }
 
 #define FASTVID_INSTANTIATE(T)                                                                              \
   template cudaError_t launch_scatter_merge_plan(const Tokens<T>&, const int64_t*, int, const FramePlan&,   \
                                                  const Centers&, cudaStream_t);                             \
   template cudaError_t launch_assign(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&, \
-                                     const Assignments&, bool, int, cudaStream_t);                          \
-  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&,  \
-                                    const Assignments&, const Output<T>&, float, int, int, cudaStream_t);
+                                     const Assignments&, const Output<T>&, bool, int, cudaStream_t);        \
+  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Assignments&, \
+                                    const Output<T>&, float, int, int, cudaStream_t);
 FASTVID_INSTANTIATE(float)
 FASTVID_INSTANTIATE(__half)
 FASTVID_INSTANTIATE(__nv_bfloat16)

@@ -8,14 +8,22 @@
 
 namespace fastvid {
 
-// gamma of token i from its row of squared distances, by a warp; farthest is the largest of the frame.
-__device__ __forceinline__ float score_of(int i, const float* row, int n, const FrameState& state, float farthest) {
-  const float mine = state.density[i];
+// gamma of token i from its row of squared distances, by a warp; farthest is the largest of the frame. Tokens that take
+// no part are infinitely far, so that it does not matter how dense they seem.
+__device__ __forceinline__ float score_of(int i, const float* row, int n, const float* density, float farthest) {
+  const float mine = density[i];
   float nearest = farthest;
 #pragma unroll 2
-  for (int j = threadIdx.x % kWarp; j < n; j += kWarp) {
-    const bool is_denser = static_cast<int>(state.marks[j]) & static_cast<int>(denser(state.density[j], j, mine, i));
-    nearest = fminf(nearest, is_denser ? row[j] : INFINITY);
+  for (int j = threadIdx.x % kWarp * 4; j < n; j += kWarp * 4) {
+    const float4 distances = *reinterpret_cast<const float4*>(row + j);
+    const float4 others = *reinterpret_cast<const float4*>(density + j);
+    const auto take = [&](int e, float distance, float other) {
+      nearest = fminf(nearest, denser(other, j + e, mine, i) ? distance : INFINITY);
+    };
+    take(0, distances.x, others.x);
+    take(1, distances.y, others.y);
+    take(2, distances.z, others.z);
+    take(3, distances.w, others.w);
   }
   return peak_score(mine, warp_min(nearest));
 }
@@ -30,16 +38,18 @@ __device__ __forceinline__ void for_each_choice(int n, int count, const FrameSta
     const int token = base + threadIdx.x / kShare;
     const int key = token < n ? state.keys[token] : INT32_MIN;
     int better = 0;
-    const auto count_better = [&](int other, int j) { better += other > key || (other == key && j < token); };
-#pragma unroll 1
-    for (int j = sub * 4; j < n; j += kShare * 4) {
-      const int4 others = *reinterpret_cast<const int4*>(state.keys + j);
-      count_better(others.x, j);
-      count_better(others.y, j + 1);
-      count_better(others.z, j + 2);
-      count_better(others.w, j + 3);
+    if (key > INT32_MIN) {
+#pragma unroll 4
+      for (int j = sub * 4; j < n; j += kShare * 4) {
+        const int4 others = *reinterpret_cast<const int4*>(state.keys + j);
+        better += ranks_before(others.x, j, key, token);
+        better += ranks_before(others.y, j + 1, key, token);
+        better += ranks_before(others.z, j + 2, key, token);
+        better += ranks_before(others.w, j + 3, key, token);
+      }
     }
-    better += __shfl_xor_sync(kFullWarp, better, 1);
+#pragma unroll
+    for (int lane = 1; lane < kShare; lane *= 2) better += __shfl_xor_sync(kFullWarp, better, lane);
     visit(sub == 0 ? token : n, sub == 0 && key > INT32_MIN && better < count);
   }
 }

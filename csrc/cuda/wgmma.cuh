@@ -40,51 +40,38 @@ struct TileDescriptor {
 #define FASTVID_SUMS4(s, c) "+f"(s[c][0]), "+f"(s[c][1]), "+f"(s[c][2]), "+f"(s[c][3])
 #define FASTVID_SUMS16(s, c) \
   FASTVID_SUMS4(s, c), FASTVID_SUMS4(s, c + 1), FASTVID_SUMS4(s, c + 2), FASTVID_SUMS4(s, c + 3)
-#define FASTVID_REGISTERS16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-#define FASTVID_REGISTERS64                                                                                   \
-  FASTVID_REGISTERS32                                                                                         \
-  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
-  "%58,%59,%60,%61,%62,%63"
-#define FASTVID_REGISTERS32 FASTVID_REGISTERS16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FASTVID_SUMS32(s, c) FASTVID_SUMS16(s, c), FASTVID_SUMS16(s, c + 4)
+#define FASTVID_REGISTERS32                                                                                            \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+  "%31"
+#define FASTVID_REGISTERS36 FASTVID_REGISTERS32 ",%32,%33,%34,%35"
+#define FASTVID_REGISTERS52 FASTVID_REGISTERS36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51"
+#define FASTVID_REGISTERS64 FASTVID_REGISTERS52 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-#define FASTVID_WGMMA_OPS(T, type)                                                                          \
-  /* Columns [first, first + 4), [first, first + 8), [first, first + 16): rows of tile b. */                \
-  template <int kColumns>                                                                                   \
-  __device__ __forceinline__ void wgmma32(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {  \
-    asm volatile(                                                                                           \
-        "{.reg .pred p; setp.ne.b32 p, %18, 0;"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" FASTVID_REGISTERS16                \
-        "}, %16, %17, p, 1, 1, 0, 0;}"                                                                      \
-        : FASTVID_SUMS16(s, first)                                                                          \
-        : "l"(a), "l"(b), "r"(1));                                                                          \
-  }                                                                                                         \
-  template <int kColumns>                                                                                   \
-  __device__ __forceinline__ void wgmma64(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) {  \
-    asm volatile(                                                                                           \
-        "{.reg .pred p; setp.ne.b32 p, %34, 0;"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                \
-        "}, %32, %33, p, 1, 1, 0, 0;}"                                                                      \
-        : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4)                                            \
-        : "l"(a), "l"(b), "r"(1));                                                                          \
-  }                                                                                                         \
-  template <int kColumns>                                                                                   \
-  __device__ __forceinline__ void wgmma128(float (&s)[kColumns][4], int first, uint64_t a, uint64_t b, T) { \
-    asm volatile(                                                                                           \
-        "{.reg .pred p; setp.ne.b32 p, %66, 0;"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" FASTVID_REGISTERS64               \
-        "}, %64, %65, p, 1, 1, 0, 0;}"                                                                      \
-        : FASTVID_SUMS16(s, first), FASTVID_SUMS16(s, first + 4), FASTVID_SUMS16(s, first + 8),             \
-          FASTVID_SUMS16(s, first + 12)                                                                     \
-        : "l"(a), "l"(b), "r"(1));                                                                          \
-  }                                                                                                         \
-  /* Rows in registers times 64 channels of sixteen rows of tile b. */                                      \
-  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) {   \
-    asm volatile(                                                                                           \
-        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                \
-        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                           \
-        : FASTVID_SUMS16(s, 0), FASTVID_SUMS16(s, 4)                                                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                      \
+/* 64 rows of tile a times `columns` rows of tile b, into `sums`; %A and %B name the tiles, %P a one. */
+#define FASTVID_WGMMA_TILES(T, type, columns, registers, A, B, P, ...)                                          \
+  template <int kColumns>                                                                                       \
+  __device__ __forceinline__ void wgmma##columns(float (&s)[kColumns][4], uint64_t a, uint64_t b, T) {          \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P                                                           \
+                 ", 0;"                                                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {" registers "}, %" #A \
+                 ", %" #B ", p, 1, 1, 0, 0;}"                                                                   \
+                 : __VA_ARGS__                                                                                  \
+                 : "l"(a), "l"(b), "r"(1));                                                                     \
+  }
+#define FASTVID_WGMMA_OPS(T, type)                                                                               \
+  FASTVID_WGMMA_TILES(T, type, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8))   \
+  FASTVID_WGMMA_TILES(T, type, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0), FASTVID_SUMS16(s, 8), \
+                      FASTVID_SUMS4(s, 12))                                                                      \
+  FASTVID_WGMMA_TILES(T, type, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS32(s, 0), FASTVID_SUMS32(s, 8)) \
+  /* Rows in registers times 64 channels of sixteen rows of tile b. */                                           \
+  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) {        \
+    asm volatile(                                                                                                \
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                                  \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                     \
+        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                                \
+        : FASTVID_SUMS32(s, 0)                                                                                   \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                           \
   }
 FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16")
 FASTVID_WGMMA_OPS(__half, "f16")
@@ -100,32 +87,32 @@ __device__ __forceinline__ void begin_products() {
 #endif
 }
 template <typename T>
-__device__ __forceinline__ void end_products() {
+__device__ __forceinline__ void commit_products() {
 #ifdef FASTVID_WGMMA
-  if constexpr (kByWarpgroup<T>) {
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-  }
+  if constexpr (kByWarpgroup<T>) asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Waits until at most so many of the committed products are under way.
+template <typename T, int kPending = 0>
+__device__ __forceinline__ void wait_products() {
+#ifdef FASTVID_WGMMA
+  if constexpr (kByWarpgroup<T>) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 #endif
 }
 
-// Adds to the first kColumns sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows from
-// address b, over one slice of both. Between begin_products and end_products, by all warps of the warpgroup.
-template <typename T, int kSums, int kColumns>
-__device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t a, uint32_t b,
-                                               std::integral_constant<int, kColumns>) {
-  static_assert(kColumns % 4 == 0 && kColumns <= kSums);
+// Adds to sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows from address b, over one
+// slice of both. Between begin_products and commit_products, by all warps of the warpgroup.
+template <typename T, int kColumns>
+__device__ __forceinline__ void multiply_slice(float (&sums)[kColumns][4], uint32_t a, uint32_t b) {
+  static_assert(kColumns == 9 || kColumns == 13 || kColumns == 16, "others are a line of FASTVID_WGMMA_OPS each");
 #ifdef FASTVID_WGMMA
   if constexpr (kByWarpgroup<T>) {
     const TileDescriptor rows(a), columns(b);
-    constexpr int kWhole = kColumns / 16 * 16, kHalves = kColumns / 8 * 8;
 #pragma unroll
-    for (int step = 0; step < kTileRowBytes / kStepBytes; ++step) {
-      const uint64_t mine = rows.at(step * kStepBytes);
-      const auto from = [&](int c) { return columns.at(c * 8 * kTileRowBytes + step * kStepBytes); };
-#pragma unroll
-      for (int c = 0; c < kWhole; c += 16) wgmma128(sums, c, mine, from(c), T{});
-      if constexpr (kHalves > kWhole) wgmma64(sums, kWhole, mine, from(kWhole), T{});
-      if constexpr (kColumns > kHalves) wgmma32(sums, kHalves, mine, from(kHalves), T{});
+    for (int step = 0; step < kTileRowBytes; step += kStepBytes) {
+      if constexpr (kColumns == 9) wgmma72(sums, rows.at(step), columns.at(step), T{});
+      if constexpr (kColumns == 13) wgmma104(sums, rows.at(step), columns.at(step), T{});
+      if constexpr (kColumns == 16) wgmma128(sums, rows.at(step), columns.at(step), T{});
     }
     return;
   }
@@ -140,14 +127,14 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t
       uint32_t columns[4];
       load_columns(columns, b + c * 8 * kTileRowBytes, step);
       multiply(sums[c], rows, columns[0], columns[1], T{});
-      multiply(sums[c + 1], rows, columns[2], columns[3], T{});
+      if (c + 1 < kColumns) multiply(sums[c + 1], rows, columns[2], columns[3], T{});
     }
   }
 }
 
 // Adds to sums the product of sixteen columns that the warpgroup's 64 rows have in registers, sixteen rows a warp, with
 // the first 64 channels of the sixteen tokens from row `row` of the tile at address `tokens`. Between begin_products
-// and end_products; until then the registers must stay as they are.
+// and wait_products; until then the registers must stay as they are.
 template <typename T>
 __device__ __forceinline__ void multiply_transposed(float (&sums)[8][4], const uint32_t (&rows)[4], uint32_t tokens,
                                                     int row, T) {

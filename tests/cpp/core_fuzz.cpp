@@ -91,9 +91,10 @@ void fuzz_floats(Fuzz& fuzz) {
           none, 0);
   require(fastvid::floored_norm(std::fabs(a)) > 0.0f, "a norm is positive", none, 0);
   const int64_t count = fuzz.whole(0, 2147483647);
-  const float weight = fastvid::own_weight(count, 0.6f);
-  require(weight >= 0.6f && weight <= 1.0f, "a weight is one", none, 0);
-  require(!(fastvid::merged_value(1.0f, 0.0f, 0, weight) != 1.0f), "nothing merged changes nothing", none, 0);
+  const fastvid::MergeWeights weights = fastvid::merge_weights(count, 0.6f);
+  require(weights.own >= 0.6f && weights.own <= 1.0f && weights.others >= 0.0f, "weights are some", none, 0);
+  require(!(fastvid::merged_value(1.0f, 0.0f, fastvid::merge_weights(0, 0.6f)) != 1.0f),
+          "nothing merged changes nothing", none, 0);
 }
 
 }  // namespace

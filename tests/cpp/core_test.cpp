@@ -97,11 +97,11 @@ void test_density_peaks() {
 }
 
 void test_merge() {
-  CHECK(fastvid::own_weight(0, 0.6f) == 1.0f);
-  CHECK(fastvid::own_weight(1, 0.4f) == 0.5f);
-  CHECK(fastvid::own_weight(99, 0.6f) == 0.6f);
-  CHECK(fastvid::merged_value(3.0f, 0.0f, 0, 1.0f) == 3.0f);
-  CHECK(fastvid::merged_value(4.0f, 6.0f, 3, 0.5f) == 3.0f);
+  CHECK(fastvid::merge_weights(0, 0.6f).own == 1.0f && fastvid::merge_weights(0, 0.6f).others == 0.0f);
+  CHECK(fastvid::merge_weights(1, 0.5f).own == 0.5f && fastvid::merge_weights(1, 0.5f).others == 0.5f);
+  CHECK(fastvid::merge_weights(99, 0.6f).own == 0.6f);
+  CHECK(fastvid::merged_value(3.0f, 0.0f, fastvid::merge_weights(0, 1.0f)) == 3.0f);
+  CHECK(fastvid::merged_value(4.0f, 4.0f, fastvid::merge_weights(2, 0.5f)) == 3.0f);
 }
 
 }  // namespace
