@@ -1,9 +1,11 @@
 #include "checks.h"
 
+#include <torch/headeronly/core/Layout.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -39,8 +41,16 @@ std::string device_of(const Tensor& tensor) {
   return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
 }
 
+void check_strided(const char* name, const Tensor& tensor) {
+  if (!tensor.defined()) refuse(name, "got None, want a tensor");
+  if (tensor.layout() != torch::headeronly::Layout::Strided) {
+    refuse(name, "got a sparse or nested tensor, want a strided one");
+  }
+}
+
 // wanted: how the shape reads in the message; sizes: what each dimension must be, or kAny.
 void check_shape(const char* name, const Tensor& tensor, const char* wanted, std::initializer_list<int64_t> sizes) {
+  check_strided(name, tensor);
   bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t i = 0;
   for (int64_t size : sizes) {
@@ -149,6 +159,20 @@ void check_tokens(const Tensor& tokens, const char* wanted) {
   check_not_empty("tokens", tokens, 2, "D");
 }
 
+// On the device they are not read back: the kernels take what is out of range for -1.
+void check_centers(const Tensor& centers, int64_t tokens_per_frame) {
+  const auto* const data = static_cast<const int64_t*>(centers.const_data_ptr());
+  for (int64_t b = 0; b < centers.size(0); ++b) {
+    for (int64_t c = 0; c < centers.size(1); ++c) {
+      const int64_t token = data[b * centers.stride(0) + c * centers.stride(1)];
+      if (token < -1 || token >= tokens_per_frame) {
+        refuse("centers", "got token ", token, " at (", b, ", ", c,
+               "), want -1 or 0 to N - 1 = ", tokens_per_frame - 1);
+      }
+    }
+  }
+}
+
 void check_mask(const MaybeTensor& mask, const Tensor& tokens) {
   if (!mask) return;
   check_shape("mask", *mask, "(B, N)", {tokens.size(0), tokens.size(1)});
@@ -202,6 +226,8 @@ void check_plan(const Tensor& segment_ids, const Tensor& similarity, int64_t tok
   }
   check_device("similarity", similarity, "segment_ids", segment_ids);
   check_at_least("tokens_per_frame", tokens_per_frame, 1);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // what num_salient can hold
+  if (tokens_per_frame > kMost) refuse("tokens_per_frame", "got ", tokens_per_frame, ", want at most ", kMost);
   check_retention_ratio(retention_ratio);
   check_ratio("context_ratio", context_ratio);
   check_at_least("anchor_stride", anchor_stride, 1);
@@ -236,6 +262,7 @@ void check_scatter_merge(const Tensor& tokens, const Tensor& centers, const Mayb
   if (centers.size(1) > tokens.size(1)) {
     refuse("centers", "got ", centers.size(1), " centres, want at most N = ", tokens.size(1));
   }
+  if (centers.is_cpu()) check_centers(centers, tokens.size(1));
   check_mask(mask, tokens);
   check_ratio("merge_floor", merge_floor);
 }

@@ -21,7 +21,7 @@ ratios = st.one_of(st.sampled_from([0.0, 0.1, 0.29, 0.4, 0.5, 1 / 3, 0.999, 1.0]
 positive_ratios = ratios.filter(lambda r: r > 0)
 counts = st.one_of(st.integers(1, 12), st.integers(1, 1100))
 lengths = st.one_of(st.integers(1, 12), st.integers(1, 700))
-strides = st.integers(1, 12)
+strides = st.one_of(st.integers(1, 12), st.sampled_from([100, 2**31 - 1]))
 
 
 # ---- order.h -------------------------------------------------------------------------------------------------------

@@ -6,24 +6,10 @@ import re
 
 import pytest
 import torch
+from helpers.calls import arguments
 
 ops = torch.ops.fastvid
 NAN = float("nan")
-
-
-def arguments(op: str, device: str) -> dict:
-    """Arguments that `op` takes."""
-    tokens = torch.zeros(4, 6, 8, device=device)
-    flat = torch.zeros(4, device=device)
-    return {
-        "prune": {"tokens": tokens, "saliency": tokens[..., 0]},
-        "prune_padded": {"tokens": tokens, "saliency": tokens[..., 0]},
-        "segment": {"frame_features": tokens[:, 0]},
-        "plan": {"segment_ids": flat.int(), "similarity": flat, "tokens_per_frame": 6},
-        "knn_density": {"tokens": tokens},
-        "select_peaks": {"tokens": tokens, "density": tokens[..., 0], "num_peaks": 2},
-        "scatter_merge": {"tokens": tokens, "centers": torch.zeros(4, 2, dtype=torch.int64, device=device)},
-    }[op]
 
 
 def says(message: str) -> str:

@@ -31,9 +31,12 @@ FASTVID_HOST_DEVICE int frame_budget(const BudgetParams& params) {
 // Part i when total is spread over parts that differ by at most one, the larger first.
 FASTVID_HOST_DEVICE int spread(int total, int parts, int i) { return total / parts + (i < total % parts ? 1 : 0); }
 
+// A stride past the segment's end means the same as one to its end, and leaves sums with it within int.
+FASTVID_HOST_DEVICE int within(int stride, int length) { return stride < length ? stride : length; }
+
 // The largest stride up to anchor_stride with which no anchor frame needs more than most_centers centres.
 FASTVID_HOST_DEVICE int effective_stride(int length, int centers, int most_centers, int anchor_stride) {
-  for (int stride = anchor_stride < length ? anchor_stride : length; stride > 1; --stride) {
+  for (int stride = within(anchor_stride, length); stride > 1; --stride) {
     if (ceil_div(centers, ceil_div(length, stride)) <= most_centers) return stride;
   }
   return 1;
@@ -49,7 +52,7 @@ class SegmentPlan {
     keeps_all_ = budget == tokens_;
     const int total = budget * length;
     most_centers_ = tokens_;
-    stride_ = params.anchor_stride;
+    stride_ = within(params.anchor_stride, length);
     if (params.thin) {
       context_ = static_cast<int>(total * params.context_ratio);
       if (context_ < 1) context_ = 1;
@@ -60,7 +63,7 @@ class SegmentPlan {
                                          : static_cast<int>(budget * params.context_ratio) * length;
       salient_ = total - context_;
       const int room = tokens_ - ceil_div(salient_, length);
-      stride_ = effective_stride(length, context_, room, params.anchor_stride);
+      stride_ = effective_stride(length, context_, room, stride_);
     }
     anchors_ = ceil_div(holders_, stride_);
     if (!params.thin && !params.spread_remainder) context_ -= context_ % anchors_;
@@ -92,7 +95,7 @@ FASTVID_HOST_DEVICE int max_anchors(const BudgetParams& params, int frames) {
   const int budget = frame_budget(params);
   const bool full_stride =
       params.thin || budget * params.context_ratio * params.anchor_stride + 1 <= params.tokens_per_frame - budget;
-  return full_stride ? ceil_div(frames, params.anchor_stride) : frames;
+  return full_stride && frames > 0 ? ceil_div(frames, within(params.anchor_stride, frames)) : frames;
 }
 
 }  // namespace fastvid

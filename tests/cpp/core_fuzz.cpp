@@ -54,7 +54,8 @@ void fuzz_plan(Fuzz& fuzz) {
   params.tokens_per_frame = fuzz.whole(0, 9) == 0 ? fuzz.whole(1, 1 << 20) : fuzz.whole(1, 600);
   params.retention_ratio = std::fmin(std::fmax(fuzz.ratio(), 1e-12), 1.0);
   params.context_ratio = std::fmin(fuzz.ratio(), 1.0);
-  params.anchor_stride = fuzz.whole(0, 9) == 0 ? fuzz.whole(1, 2147483647) : fuzz.whole(1, 12);
+  const int far = fuzz.whole(0, 9);  // a stride that no segment is as long as, and the longest there is
+  params.anchor_stride = far == 0 ? fuzz.whole(1, 2147483647) : far == 1 ? 2147483647 : fuzz.whole(1, 12);
   params.thin = fuzz.whole(0, 2) == 0;
   params.spread_remainder = params.thin || fuzz.whole(0, 1) == 0;
   const int most = 2147483647 / params.tokens_per_frame;
