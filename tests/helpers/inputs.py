@@ -60,6 +60,10 @@ class Case:
     def arguments(self) -> tuple[tuple, dict]:
         return (self.tokens, self.saliency, self.frame_features, self.cu_frames), self.config.to_kwargs()
 
+    def to(self, device) -> Case:
+        tensors = (self.tokens, self.saliency, self.frame_features, self.cu_frames)
+        return Case(*(None if x is None else x.to(device) for x in tensors), self.config)
+
     def run(self, op=None) -> tuple[Tensor, Tensor, Tensor]:
         args, kwargs = self.arguments()
         return (op or torch.ops.fastvid.prune)(*args, **kwargs)

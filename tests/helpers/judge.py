@@ -6,6 +6,9 @@ must lie on a near tie: a similarity within 1e-5 of the threshold or of the leas
 within 1e-4, relative, of the last one chosen. A row that merged other tokens than in float64 must be what moving
 near-tied tokens gives, to the last bit of its dtype but for the rounding of a float32 sum.
 
+Results of float32 have its range too: a density, a distance or a product that lies below float32's smallest normal
+number may count as 0.
+
 The functions return how many choices differ from float64's and raise AssertionError where one is wrong.
 """
 
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastvid_ext import PruneConfig
-from helpers import spec
+from helpers import inputs, spec
 
 SIMILARITY = 1e-5
 RELATIVE = 1e-4
@@ -30,8 +33,18 @@ def distance_error(channels: int) -> float:
     return 1e-6 + 1e-9 * channels
 
 
-def cosines(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.double(), y.double()
+def tiny(x: Tensor) -> float:
+    """What underflow may take from a number that is computed from x: all but float64 is computed in float32."""
+    return torch.finfo(x.dtype if x.dtype == torch.float64 else torch.float32).tiny
+
+
+def sum_error(x: Tensor) -> Tensor:
+    """(D,) how far a float32 mean of rows of x (M, D) may be off."""
+    return SUM_ERROR * x.double().abs().amax(0) + tiny(x)
+
+
+def cosines(x: Tensor, y: Tensor, dtype=torch.float64) -> Tensor:
+    x, y = x.to(dtype), y.to(dtype)
     return (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)) @ (
         y / y.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     ).transpose(-1, -2)
@@ -95,20 +108,22 @@ def _may_be_cut(similarity, cuts, least, tau):
 
 def squared_distances(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances over D of x (n, D), and how far float32 may be off."""
-    x = x.double()
+    x, underflow = x.double(), tiny(x)
     norms = (x * x).sum(1)
     pair = norms[:, None] + norms
     squared = (pair - 2 * x @ x.T).clamp_min(0).fill_diagonal_(0) / x.shape[1]
-    return squared, distance_error(x.shape[1]) * pair.fill_diagonal_(0) / x.shape[1]
+    error = distance_error(x.shape[1]) * pair / x.shape[1] + underflow
+    return squared, error.fill_diagonal_(0)
 
 
 def density_of(squared: Tensor, num_neighbors: int) -> Tensor:
     return (-squared.topk(min(num_neighbors, len(squared)), largest=False).values.mean(1)).exp()
 
 
-def density_bounds(squared: Tensor, error: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
-    low = density_of(squared + error, num_neighbors) * (1 - 1e-6)
-    return low, density_of((squared - error).clamp_min(0), num_neighbors) * (1 + 1e-6)
+def density_bounds(squared: Tensor, error: Tensor, num_neighbors: int, underflow: float) -> tuple[Tensor, Tensor]:
+    low = density_of(squared + error, num_neighbors) * (1 - 1e-6) - underflow
+    high = density_of((squared - error).clamp_min(0), num_neighbors) * (1 + 1e-6) + underflow
+    return low.clamp_min(0), high
 
 
 def delta(distance: Tensor, denser: Tensor) -> Tensor:
@@ -128,11 +143,11 @@ def check_peaks(x: Tensor, chosen: Tensor, num_neighbors: int) -> int:
     rho = density_of(squared, num_neighbors)
     exact = rho * delta(squared.sqrt(), is_denser(rho))
     # Bounds of gamma: at least, with the nearest of all tokens that may be denser; at most, of those that surely are.
-    low, high = density_bounds(squared, error, num_neighbors)
+    low, high = density_bounds(squared, error, num_neighbors, tiny(x))
     may_be = (high[None] >= low[:, None]).fill_diagonal_(False)
     surely = low[None] > high[:, None]
-    at_least = low * delta((squared - error).clamp_min(0).sqrt(), may_be) * (1 - RELATIVE / 2)
-    at_most = high * delta((squared + error).sqrt(), surely) * (1 + RELATIVE / 2)
+    at_least = low * delta((squared - error).clamp_min(0).sqrt(), may_be) * (1 - RELATIVE / 2) - tiny(x)
+    at_most = high * delta((squared + error).sqrt(), surely) * (1 + RELATIVE / 2) + tiny(x)
     count = int(chosen.sum())
     if 0 < count < len(x):
         assert at_most[chosen].min() >= at_least[~chosen].max(), (
@@ -140,6 +155,11 @@ def check_peaks(x: Tensor, chosen: Tensor, num_neighbors: int) -> int:
         )
     order = (-exact).argsort(stable=True)
     return int((~chosen[order[:count]]).sum())
+
+
+def first_best(cosine: Tensor) -> Tensor:
+    """The most similar centre of each token; of equals the lower one."""
+    return (cosine == cosine.amax(1, keepdim=True)).int().argmax(1)
 
 
 def check_merge(x, centers, mergeable, rows, merge_floor, merge_centers=False, *, error=None, cosine=None) -> int:
@@ -150,9 +170,8 @@ def check_merge(x, centers, mergeable, rows, merge_floor, merge_centers=False, *
     if cosine is None:
         cosine = cosines(x, x[centers])
     if error is None:
-        error = SUM_ERROR * x64.abs().amax(0)
-    best, assignment = cosine.max(1)
-    assignment = (cosine == best[:, None]).int().argmax(1)  # ties: the lower centre
+        error = sum_error(x)
+    best, assignment = cosine.amax(1), first_best(cosine)
     members = mergeable.nonzero().flatten()
 
     def merged(assignment):
@@ -170,7 +189,13 @@ def check_merge(x, centers, mergeable, rows, merge_floor, merge_centers=False, *
     wrong = (~right).nonzero().flatten()
     gap = best[:, None] - cosine
     tied = mergeable[:, None] & (gap <= RELATIVE * best.abs()[:, None] + 1e-6)
-    tied[torch.arange(len(x), device=x.device), assignment] = False
+    every = torch.arange(len(x), device=x.device)
+    # Where products underflow, more tokens tie than could be tried one by one.
+    in_float32 = first_best(cosines(x, x[centers], torch.float32))
+    differs = mergeable & (in_float32 != assignment)
+    if tied[every, in_float32][differs].all() and check_rows(rows, merged(in_float32), error).all():
+        return int(differs.sum())
+    tied[every, assignment] = False
     tied &= ~right[None] | ~right[assignment][:, None]
     moves = sorted((gap[t, c].item(), t, c) for t, c in tied.nonzero().tolist())[:MOST_DOUBTS]
     for count in range(1, len(moves) + 1):
@@ -204,7 +229,8 @@ def check_density(tokens, mask, num_neighbors, density) -> None:
     for frame, part in enumerate(torch.ones_like(density, dtype=torch.bool) if mask is None else mask):
         assert (density[frame][~part] == 0).all()
         if part.any():
-            low, high = density_bounds(*squared_distances(tokens[frame][part]), num_neighbors)
+            x = tokens[frame][part]
+            low, high = density_bounds(*squared_distances(x), num_neighbors, tiny(x))
             assert ((low <= density[frame][part]) & (density[frame][part] <= high)).all()
 
 
@@ -259,7 +285,7 @@ def check_scatter_merge(tokens, centers, mask, merge_floor, merge_centers, resul
         weight = (1 / (counts[frame] + 1).double()).clamp_min(merge_floor)[:, None]
         own = x[mine.clamp_min(0)].double()
         want = torch.where(counts[frame][:, None] > 0, weight * own + (1 - weight) * mean, own)
-        assert check_rows(merged[frame], want, SUM_ERROR * x.double().abs().amax(0))[present].all()
+        assert check_rows(merged[frame], want, sum_error(x))[present].all()
     return doubts
 
 
@@ -303,6 +329,13 @@ def check_prune(tokens, saliency, frame_features, cu_frames, config: PruneConfig
     return 0
 
 
+def check_case(case: inputs.Case, result) -> int:
+    """The same of a case, on the host: small tensors are judged sooner there."""
+    case = case.to("cpu")
+    args, _ = case.arguments()
+    return check_prune(*args, case.config, [x.cpu() for x in result])
+
+
 def cosine_to_next(features: Tensor, cu_frames) -> list[float]:
     unit = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
     similarity = torch.nn.functional.pad((unit[:-1] * unit[1:]).sum(1), (0, 1), value=-1.0)[: len(features)].tolist()
@@ -338,7 +371,7 @@ def _check_choices(tokens, saliency, config, rows, indices, segments, plan) -> i
             continue
         x = tokens[begin:end].reshape(-1, channels)
         mergeable = ~salient[begin:end].flatten()
-        error = SUM_ERROR * x.double().abs().amax(0)
+        error = sum_error(x)
         of_anchors = [centers[f].nonzero().flatten() + (f - begin) * n for f in anchors]
         cosine = cosines(x, x[torch.cat(of_anchors)]).split([len(c) for c in of_anchors], dim=1)
         for mine, similar in zip(of_anchors, cosine):
