@@ -54,9 +54,16 @@ Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, Scal
   return torch::stable::empty(shape, dtype, std::nullopt, like.device());
 }
 
-// Device memory that lives as long as the call; the caching allocator hands it on in stream order.
-Tensor allocate(const Tensor& like, size_t bytes) {
-  return empty_like(like, {static_cast<int64_t>(std::max<size_t>(bytes, 1))}, ScalarType::Byte);
+// Device memory for the arrays that lay_out takes of a workspace: it is called first to count the bytes, then over the
+// memory. Hold it as long as the call; the caching allocator hands it on in stream order.
+template <typename LayOut>
+Tensor allocate(const Tensor& like, LayOut&& lay_out) {
+  Workspace counted;
+  lay_out(counted);
+  Tensor memory = empty_like(like, {static_cast<int64_t>(std::max<size_t>(counted.bytes(), 1))}, ScalarType::Byte);
+  Workspace placed(memory.mutable_data_ptr());
+  lay_out(placed);
+  return memory;
 }
 
 FloatKind kind_of(const Tensor& tensor) {
@@ -217,8 +224,8 @@ struct PruneParams {
 // valid while the workspace lives.
 template <typename T>
 cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeTensor& frame_features,
-                      const MaybeTensor& cu_frames, const PruneParams& params, const Output<T>& output,
-                      Tensor& workspace_tensor, const int*& kept) {
+                      const MaybeTensor& cu_frames, const PruneParams& params, const Output<T>& output, Tensor& memory,
+                      const int*& kept) {
   TokenInput<T> input(tokens);
   VideoInput videos(cu_frames, tokens.size(0));
   const int frames = input.view.frames, n = input.view.per_frame;
@@ -236,7 +243,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   Ranking ranking{any_floats(saliency), nullptr, nullptr};
   float *features, *similarity;
   void* peaks_workspace;
-  const auto lay_out = [&](Workspace workspace) {
+  memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
     videos.take(workspace);
     plan = take_plan(workspace, frames, max_items, passes);
@@ -251,10 +258,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
     assignments.pitch = assignment_pitch(rows);
     peaks_workspace = workspace.take<char>(std::max(peaks_bytes, assignments.pitch * anchors * sizeof(uint16_t)));
     assignments.table = static_cast<uint16_t*>(peaks_workspace);
-    return workspace.bytes();
-  };
-  workspace_tensor = allocate(tokens, lay_out(Workspace()));
-  lay_out(Workspace(workspace_tensor.mutable_data_ptr()));
+  });
   ranking.center_flags = centers.flags;
   kept = &plan.totals->rows;
 
@@ -302,14 +306,14 @@ PruneResult prune_on_cuda(const char* op, bool padded, const Tensor& tokens, con
   Tensor frame_counts = empty_like(tokens, {frames}, ScalarType::Int);
   if (frames == 0) return {rows, indices, frame_counts};
 
-  Tensor workspace;
+  Tensor memory;
   const int* kept = nullptr;
   by_dtype(tokens, [&](auto element) {
     using T = decltype(element);
     const Output<T> output{static_cast<T*>(rows.mutable_data_ptr()), static_cast<int>(channels),
                            static_cast<int64_t*>(indices.mutable_data_ptr()),
                            static_cast<int*>(frame_counts.mutable_data_ptr()), static_cast<int>(capacity)};
-    check_cuda(run_prune<T>(tokens, saliency, frame_features, cu_frames, params, output, workspace, kept), op);
+    check_cuda(run_prune<T>(tokens, saliency, frame_features, cu_frames, params, output, memory, kept), op);
   });
   const bool exact = params.budget.spread_remainder && !params.budget.thin;
   if (!padded && !exact) {
@@ -357,13 +361,10 @@ std::tuple<Tensor, Tensor> segment(const Tensor& frame_features, const MaybeTens
 
   VideoInput videos(cu_frames, frames);
   int* scratch;
-  const auto lay_out = [&](Workspace workspace) {
+  const Tensor memory = allocate(frame_features, [&](Workspace& workspace) {
     videos.take(workspace);
     scratch = workspace.take<int>(segment_scratch(frames));
-    return workspace.bytes();
-  };
-  const Tensor workspace = allocate(frame_features, lay_out(Workspace()));
-  lay_out(Workspace(workspace.mutable_data_ptr()));
+  });
   const cudaStream_t stream = current_stream(frame_features);
   float* const similarities = static_cast<float*>(similarity.mutable_data_ptr());
   check_cuda(videos.fill(stream), "segment");
@@ -392,12 +393,8 @@ std::tuple<Tensor, Tensor> plan(const Tensor& segment_ids, const Tensor& similar
   const int max_items = max_merge_items(frames, static_cast<int64_t>(frames) * frame_budget(params));
   const Tensor ids = torch::stable::contiguous(segment_ids), similarities = torch::stable::contiguous(similarity);
   FramePlan plan;
-  const auto lay_out = [&](Workspace workspace) {
-    plan = take_plan(workspace, frames, max_items, 0);
-    return workspace.bytes();
-  };
-  const Tensor workspace = allocate(segment_ids, lay_out(Workspace()));
-  lay_out(Workspace(workspace.mutable_data_ptr()));
+  const Tensor memory =
+      allocate(segment_ids, [&](Workspace& workspace) { plan = take_plan(workspace, frames, max_items, 0); });
   check_cuda(launch_plan(static_cast<const int*>(ids.const_data_ptr()),
                          static_cast<const float*>(similarities.const_data_ptr()), frames, params, plan,
                          static_cast<int*>(num_salient.mutable_data_ptr()),
@@ -416,13 +413,10 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     size_t peaks_bytes;
     check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, false, peaks_bytes), op);
     void* peaks_workspace;
-    const auto lay_out = [&](Workspace workspace) {
+    const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
       input.take(workspace);
       peaks_workspace = workspace.take<char>(peaks_bytes);
-      return workspace.bytes();
-    };
-    const Tensor workspace = allocate(tokens, lay_out(Workspace()));
-    lay_out(Workspace(workspace.mutable_data_ptr()));
+    });
     const cudaStream_t stream = current_stream(tokens);
     check_cuda(input.fill(stream), op);
     DensityPeaks peaks{};
@@ -478,7 +472,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   FramePlan plan;
   Centers centers{};
   Assignments assignments{};
-  const auto lay_out = [&](Workspace workspace) {
+  const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
     plan = take_plan(workspace, frames, max_items, 1);
     centers.list = workspace.take<Center>(num_centers);
@@ -486,10 +480,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
     centers.flags = workspace.take<uint8_t>(rows);
     assignments.pitch = assignment_pitch(rows);
     assignments.table = workspace.take<uint16_t>(assignments.pitch);
-    return workspace.bytes();
-  };
-  const Tensor workspace = allocate(tokens, lay_out(Workspace()));
-  lay_out(Workspace(workspace.mutable_data_ptr()));
+  });
   static_assert(sizeof(unsigned long long) == sizeof(int64_t));
   centers.counts = reinterpret_cast<unsigned long long*>(counts);
   assignments.assignment = assignment;
