@@ -7,7 +7,6 @@
 #include <initializer_list>
 #include <limits>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include <torch/csrc/stable/device.h>
@@ -19,14 +18,6 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kAny = -1;  // a size that is not prescribed
-
-template <typename... Parts>
-[[noreturn]] void refuse(const char* name, const Parts&... parts) {
-  std::ostringstream message;
-  message << name << ": ";
-  (message << ... << parts);
-  throw std::runtime_error(message.str());  // what STD_TORCH_CHECK throws, without the place in the source
-}
 
 std::string shape_of(const Tensor& tensor) {
   std::ostringstream text;
@@ -139,11 +130,11 @@ void check_cu_frames(const MaybeTensor& cu_frames, const char* like_name, const 
   if (dtype != ScalarType::Int && dtype != ScalarType::Long) {
     refuse("cu_frames", "got dtype ", torch::headeronly::toString(dtype), ", want int32 or int64");
   }
+  if (!cu_frames->is_contiguous()) refuse("cu_frames", "got a strided tensor, want a contiguous one");
   if (!cu_frames->is_cpu()) {
     check_device("cu_frames", *cu_frames, like_name, like);
     return;
   }
-  if (!cu_frames->is_contiguous()) refuse("cu_frames", "got a strided tensor, want a contiguous one");
   const int64_t count = cu_frames->size(0), frames = like.size(0);
   if (dtype == ScalarType::Int) {
     check_boundaries(static_cast<const int32_t*>(cu_frames->const_data_ptr()), count, frames);

@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
 
 #if defined(__GNUC__)
 #define FASTVID_EXPORT __attribute__((visibility("default")))
@@ -15,6 +18,15 @@ namespace fastvid {
 
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+
+// What STD_TORCH_CHECK throws, without the place in the source. name: of the argument, or of the op.
+template <typename... Parts>
+[[noreturn]] void refuse(const std::string& name, const Parts&... parts) {
+  std::ostringstream message;
+  message << name << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
 
 FASTVID_EXPORT void check_prune(const Tensor& tokens, const Tensor& saliency, const MaybeTensor& frame_features,
                                 const MaybeTensor& cu_frames, double retention_ratio, int64_t min_segments,

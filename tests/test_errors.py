@@ -13,8 +13,8 @@ NAN = float("nan")
 
 
 def says(message: str) -> str:
-    """Torch puts the place in the source before it."""
-    return r"^(\S+, \S+:\d+, )?" + re.escape(message)
+    """The message stands alone, without the place in the source that torch's own checks put before it."""
+    return "^" + re.escape(message)
 
 
 def zeros(*shape, dtype=torch.float32):
@@ -155,7 +155,7 @@ def test_mixed_devices(op, name, like, here, there):
             {"tokens": zeros(1, 4097, 1)},
             "tokens: got N = 4097 tokens a frame on CUDA, want at most 4096",
         ),
-        ("segment", {"frame_features": zeros(4, 6, dtype=torch.float64)}, "frame_features: got dtype float64 on CUDA"),
+        ("segment", {"frame_features": zeros(4, 6, dtype=torch.float64)}, "frame_features: got dtype Double on CUDA"),
         ("prune", {"cu_frames": cuts(0, 4).float()}, "cu_frames: got dtype Float, want int32 or int64"),
     ],
 )

@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <limits>
@@ -32,15 +32,16 @@ constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() / 2;
 void check_cuda(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // clears it, so that the next call starts clean
+  const std::string name = std::string("fastvid::") + op;
   if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
     int device = 0, major = 0, minor = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    STD_TORCH_CHECK(false, "fastvid::", op, ": this build holds kernels for ", FASTVID_ARCHITECTURES,
-                    "; the device is sm_", major, minor, ". Build with FASTVID_CUDA_ARCHITECTURES=", major, minor);
+    refuse(name, "this build holds kernels for ", FASTVID_ARCHITECTURES, "; the device is sm_", major, minor,
+           ". Build with FASTVID_CUDA_ARCHITECTURES=", major, minor);
   }
-  STD_TORCH_CHECK(false, "fastvid::", op, ": CUDA error: ", cudaGetErrorString(status));
+  refuse(name, "CUDA error: ", cudaGetErrorString(status));
 }
 
 cudaStream_t current_stream(const Tensor& tensor) {
@@ -95,19 +96,18 @@ auto by_dtype(const Tensor& tokens, Run&& run) {
     case ScalarType::Float:
       return run(float{});
     default:
-      STD_TORCH_CHECK(false, "tokens: got dtype ", torch::headeronly::toString(tokens.scalar_type()),
-                      " on CUDA, want bfloat16, float16 or float32");
+      refuse("tokens", "got dtype ", torch::headeronly::toString(tokens.scalar_type()),
+             " on CUDA, want bfloat16, float16 or float32");
   }
-  return run(float{});
 }
 
 void check_limits(const Tensor& tokens) {
-  STD_TORCH_CHECK(tokens.size(1) <= kMaxTokensPerFrame, "tokens: got N = ", tokens.size(1),
-                  " tokens a frame on CUDA, want at most ", kMaxTokensPerFrame);
-  STD_TORCH_CHECK(tokens.size(0) <= kMaxRows / tokens.size(1), "tokens: got ", tokens.size(0), " x ", tokens.size(1),
-                  " tokens on CUDA, want at most ", kMaxRows);
-  STD_TORCH_CHECK(tokens.size(2) <= kMaxRows / 8, "tokens: got D = ", tokens.size(2), " on CUDA, want at most ",
-                  kMaxRows / 8);
+  const int64_t frames = tokens.size(0), n = tokens.size(1), channels = tokens.size(2);
+  if (n > kMaxTokensPerFrame) {
+    refuse("tokens", "got N = ", n, " tokens a frame on CUDA, want at most ", kMaxTokensPerFrame);
+  }
+  if (frames > kMaxRows / n) refuse("tokens", "got ", frames, " x ", n, " tokens on CUDA, want at most ", kMaxRows);
+  if (channels > kMaxRows / 8) refuse("tokens", "got D = ", channels, " on CUDA, want at most ", kMaxRows / 8);
 }
 
 int clamped(int64_t value) { return static_cast<int>(std::min<int64_t>(value, std::numeric_limits<int>::max())); }
@@ -157,7 +157,6 @@ struct VideoInput {
     videos.count = static_cast<int>(cu_frames->size(0)) - 1;
     videos.wide = cu_frames->scalar_type() == ScalarType::Long;
     if (!cu_frames->is_cpu()) {
-      STD_TORCH_CHECK(cu_frames->is_contiguous(), "cu_frames: got a strided tensor, want a contiguous one");
       videos.cu_frames = cu_frames->const_data_ptr();
       return;
     }
@@ -349,10 +348,12 @@ PruneResult prune(const Tensor& tokens, const Tensor& saliency, const MaybeTenso
 std::tuple<Tensor, Tensor> segment(const Tensor& frame_features, const MaybeTensor& cu_frames, int64_t min_segments,
                                    double threshold) {
   check_segment(frame_features, cu_frames, min_segments, threshold);
-  STD_TORCH_CHECK(frame_features.scalar_type() != ScalarType::Double,
-                  "frame_features: got dtype float64 on CUDA, want bfloat16, float16 or float32");
-  STD_TORCH_CHECK(frame_features.size(0) <= kMaxRows, "frame_features: got ", frame_features.size(0),
-                  " frames on CUDA, want at most ", kMaxRows);
+  if (frame_features.scalar_type() == ScalarType::Double) {
+    refuse("frame_features", "got dtype Double on CUDA, want bfloat16, float16 or float32");
+  }
+  if (frame_features.size(0) > kMaxRows) {
+    refuse("frame_features", "got ", frame_features.size(0), " frames on CUDA, want at most ", kMaxRows);
+  }
   const DeviceGuard guard(frame_features.get_device_index());
   const int frames = static_cast<int>(frame_features.size(0));
   Tensor segment_ids = empty_like(frame_features, {frames}, ScalarType::Int);
@@ -380,8 +381,10 @@ std::tuple<Tensor, Tensor> plan(const Tensor& segment_ids, const Tensor& similar
                                 std::optional<double> thin_threshold, bool spread_remainder) {
   check_plan(segment_ids, similarity, tokens_per_frame, retention_ratio, context_ratio, anchor_stride, thin_threshold,
              spread_remainder);
-  STD_TORCH_CHECK(segment_ids.size(0) <= kMaxRows / tokens_per_frame, "tokens_per_frame: got ", tokens_per_frame,
-                  " for ", segment_ids.size(0), " frames, want at most ", kMaxRows, " tokens");
+  if (segment_ids.size(0) > kMaxRows / tokens_per_frame) {
+    refuse("tokens_per_frame", "got ", tokens_per_frame, " for ", segment_ids.size(0), " frames on CUDA, want at most ",
+           kMaxRows, " tokens");
+  }
   const DeviceGuard guard(segment_ids.get_device_index());
   const int frames = static_cast<int>(segment_ids.size(0));
   Tensor num_salient = empty_like(segment_ids, {frames}, ScalarType::Int);
