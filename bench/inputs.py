@@ -51,7 +51,7 @@ class Call:
 
 def call_of(case: Case) -> Call:
     plain_reference = getattr(reference, case.op)
-    parameters = _parameters(case)
+    parameters = case.config.to_kwargs(case.op)
     op = functools.partial(getattr(torch.ops.fastvid, case.op), **parameters)
     public = functools.partial(fastvid_ext.prune, config=case.config) if case.op == "prune" else op
     return Call(op, public, functools.partial(plain_reference, **parameters), plain_reference, parameters)
@@ -144,20 +144,3 @@ def _budget(case: Case) -> tuple[int, int]:
     context = budget * case.config.context_ratio
     centers = min(int(context * case.config.anchor_stride), case.tokens_per_frame // 2)
     return budget - int(context), max(1, centers)
-
-
-def _parameters(case: Case) -> dict[str, Any]:
-    config = case.config
-    if case.op in ("prune", "prune_padded"):
-        return config.to_kwargs()
-    names = {
-        "segment": ("min_segments",),
-        "plan": ("retention_ratio", "context_ratio", "anchor_stride", "thin_threshold", "spread_remainder"),
-        "knn_density": ("num_neighbors",),
-        "select_peaks": (),
-        "scatter_merge": ("merge_floor", "merge_centers"),
-    }[case.op]
-    parameters = {name: getattr(config, name) for name in names}
-    if case.op == "segment":
-        parameters["threshold"] = config.segment_threshold
-    return parameters

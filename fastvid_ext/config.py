@@ -7,6 +7,14 @@ import math
 
 __all__ = ["PruneConfig", "retained_count"]
 
+PARAMETERS_OF_STAGE = {
+    "segment": ("min_segments", "segment_threshold"),
+    "plan": ("retention_ratio", "context_ratio", "anchor_stride", "thin_threshold", "spread_remainder"),
+    "knn_density": ("num_neighbors",),
+    "select_peaks": (),
+    "scatter_merge": ("merge_floor", "merge_centers"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
@@ -71,9 +79,23 @@ class PruneConfig:
         """Whether the number of kept tokens is known from shapes alone (then ``prune`` never syncs)."""
         return self.spread_remainder and self.thin_threshold is None
 
-    def to_kwargs(self) -> dict[str, float | int | bool | None]:
-        """The keyword arguments of ``torch.ops.fastvid.prune``."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    def to_kwargs(self, op: str = "prune") -> dict[str, float | int | bool | None]:
+        """The keyword arguments of ``torch.ops.fastvid.OP``.
+
+        Args:
+            op: "prune", "prune_padded", or a stage: "segment", "plan", "knn_density", "select_peaks", "scatter_merge".
+
+        Raises:
+            ValueError: an op that is none of these.
+        """
+        if op in ("prune", "prune_padded"):
+            return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if op not in PARAMETERS_OF_STAGE:
+            raise ValueError(f"op: got {op!r}, want one of prune, prune_padded, {', '.join(PARAMETERS_OF_STAGE)}")
+        parameters = {name: getattr(self, name) for name in PARAMETERS_OF_STAGE[op]}
+        if op == "segment":
+            parameters["threshold"] = parameters.pop("segment_threshold")
+        return parameters
 
     @classmethod
     def llava_onevision(cls, **overrides) -> PruneConfig:

@@ -9,6 +9,7 @@ import torch
 from helpers import inputs
 
 from fastvid_ext import PruneConfig, retained_count
+from fastvid_ext._library import OPS
 
 NAN = float("nan")
 
@@ -76,6 +77,21 @@ def test_exact_count():
     assert PruneConfig().exact_count
     assert not PruneConfig.llava_onevision().exact_count
     assert not PruneConfig.qwen2_vl().exact_count
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_arguments_of_an_op(op):
+    """All that the op takes beside its tensors and counts, and each parameter by its own value."""
+    config = PruneConfig(0.25, 3, 0.7, 0.5, 2, 0.8, 5, 0.95, False, True)
+    schema = getattr(torch.ops.fastvid, op).default._schema
+    assert config.to_kwargs(op).keys() == {argument.name for argument in schema.arguments if argument.kwarg_only}
+    values = {**dataclasses.asdict(config), "threshold": config.segment_threshold}
+    assert config.to_kwargs(op).items() <= values.items()
+
+
+def test_arguments_of_no_op():
+    with pytest.raises(ValueError, match=r"^op: got 'merge', want one of prune, prune_padded, segment, plan"):
+        PruneConfig().to_kwargs("merge")
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.29, 1 / 3, 0.5, 1.0, 1e-6])
