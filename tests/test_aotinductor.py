@@ -14,6 +14,9 @@ import sys
 import torch
 import fastvid_ext
 
+def done(step):
+    print(step, flush=True)
+
 class Pruner(torch.nn.Module):
     def forward(self, tokens, saliency):
         kept, indices, _ = torch.ops.fastvid.prune(tokens * 2, saliency, retention_ratio=0.2)
@@ -24,10 +27,15 @@ def video(seed):
     return torch.randn(16, 49, 64, device=sys.argv[1]), torch.rand(16, 49, device=sys.argv[1])
 
 program = torch.export.export(Pruner(), video(0))
+done("exported")
 path = torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[2])
+done("packaged")
 package = torch._inductor.aoti_load_package(path)
+done("loaded")
 for seed in range(2):
     rows, indices = package(*video(seed))
+    torch.cuda.synchronize() if rows.is_cuda else None
+    done(f"ran {seed}")
     want_rows, want_indices = Pruner()(*video(seed))
     assert torch.equal(indices, want_indices)
     torch.testing.assert_close(rows, want_rows)
@@ -37,6 +45,7 @@ for seed in range(2):
 def test_package(device, tmp_path):
     package = Path(fastvid_ext.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", PROGRAM, str(device), str(tmp_path / "pruner.pt2")]
+    command = [sys.executable, "-X", "faulthandler", "-c", PROGRAM, str(device), str(tmp_path / "pruner.pt2")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    steps = ", ".join(done.stdout.split("\n")[:-1]) or "nothing"
+    assert done.returncode == 0, f"exit status {done.returncode} behind: {steps}\n{done.stderr[-3000:]}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers", minversion="4.57")
 
-from helpers import pruned_models, tiny_models  # noqa: E402
+from helpers import pruned_models, tiny_models, watch  # noqa: E402
 
 import fastvid_ext  # noqa: E402
 from fastvid_ext import PruneConfig  # noqa: E402
@@ -317,6 +318,42 @@ def test_last_tells_what_was_kept(models, family):
         assert len(columns) == batch["attention_mask"][row].sum() - dropped
         text = ids[row][(ids[row] != tiny_models.VIDEO) & (ids[row] != 0)]
         assert torch.equal(ids[row, columns][ids[row, columns] != tiny_models.VIDEO], text)
+
+
+@pytest.mark.parametrize("name", [None, *CONFIGS])
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
+def test_few_launches_and_no_sync_before_the_language_model(models, head, family, name):
+    """What can be known earlier is, so that a device never waits there for Python."""
+    model = models(family)
+    for rows, most in [(rows_of(family)[:1], 7), (rows_of(family)[:3], 14)]:
+        batch = tiny_models.inputs(family, rows)
+        with (
+            watch.before(model.model.language_model, lambda: enable(model, family, CONFIGS.get(name), head)) as watched,
+            torch.no_grad(),
+        ):
+            model(**batch)
+        handle, ops = watched
+        assert handle.last.tokens_after < handle.last.tokens_before
+        assert ops.waited == []
+        assert ops.launched.count("prune_padded") == len(handle.last.videos)
+        assert len(ops.launched) <= most, ops.launched
+
+
+@any_family
+def test_nothing_is_held_while_the_next_prompt_is_encoded(models, head, family):
+    """Only then can the peak of the device's memory, in the vision tower, be what it is without pruning."""
+    model = models(family)
+    tower = model.model.vision_tower if family == "llava_onevision" else model.model.visual
+    batch = tiny_models.inputs(family, [rows_of(family)[0]])
+    alive = []
+    with enable(model, family, head=head) as handle, torch.no_grad():
+        model(**batch)
+        kept = [weakref.ref(x) for video in handle.last.videos for x in (video.indices, video.frame_features)]
+        hook = tower.register_forward_pre_hook(lambda *_: alive.extend(ref() is not None for ref in kept))
+        model(**batch)
+        hook.remove()
+        assert handle.last is not None
+    assert alive == [False] * 2
 
 
 @any_family

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvid_ext import PruneConfig, prune, prune_embeddings, retained_count
-from fastvid_ext.prompt import NEWLINES, num_newlines
+from fastvid_ext.prompt_layout import NEWLINES, num_newlines
 
 CONFIGS = {
     "default": PruneConfig(retention_ratio=0.2),

@@ -13,11 +13,11 @@ plain PyTorch in place of the ops.
 How each field of a row is measured; times are medians in milliseconds:
 
 vision_ms     from the start of the forward pass to the language model's: vision tower, projector, scattering of the
-              tokens, and on the pruned paths the saliency.
+              tokens; and on the pruned paths the saliency, the frame features, and how many tokens will be kept.
 prune_ms      pruning and gathering, until the language model starts.
 prefill_ms    language model and head over the prompt, for the logits of its last token.
 ttft_ms       wall time of the whole pass and the choice of a token, synchronized.
-decode_ms     wall time of one further token.
+decode_ms     wall time of one further token, synchronized.
 peak_bytes    device memory at its highest during the pass, weights included.
 kv_bytes      of the key-value cache behind the prompt.
 tflops        of the language model over the tokens of one video, as the FastVID paper counts them: all of them, or as

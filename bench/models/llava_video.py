@@ -39,6 +39,7 @@ class LlavaVideo:
         self.config = None
 
     def prefill(self, inputs: dict[str, Tensor]) -> Any:
+        self.last = None
         pixels = inputs["pixel_values_videos"]
         batch, frames = pixels.shape[:2]
         vision = self.model.vision_tower(pixels.flatten(0, 1), output_hidden_states=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..budgets import budgets
 from ..prompt import PromptPruning, VideoPruning, norm_saliency
 from .families import EncodedVideos
 from .layout import Span
@@ -55,17 +56,7 @@ def _merged(
 ) -> tuple[Tensor, list[Tensor]]:
     """The centres of a video, as indices into its tokens, and the features of each level (T * N, D) merged there."""
     config, count = video.config, tokens.shape[1]
-    segment_ids, similarity = video.segment()
-    num_salient, num_context = torch.ops.fastvid.plan(
-        segment_ids,
-        similarity,
-        count,
-        retention_ratio=config.retention_ratio,
-        context_ratio=config.context_ratio,
-        anchor_stride=config.anchor_stride,
-        thin_threshold=config.thin_threshold,
-        spread_remainder=config.spread_remainder,
-    )
+    segment_ids, num_salient, num_context = budgets(video.frame_features, count, config)
     salient = reference._descending_rank(saliency) < num_salient[:, None]
     context = torch.zeros_like(salient)
     context.view(-1)[video.indices] = True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PruneConfig
+from ..prompt import mean_features
 from .saliency import PoolingHead, mean_query_attention, pool_to_grid, window_order
 
 __all__ = ["FAMILIES", "EncodedVideos", "Family", "LlavaOnevision", "QwenVL"]
@@ -34,11 +35,12 @@ class EncodedVideos:
 
 
 class Family:
-    """One model, with hooks on its vision tower that keep what was encoded last.
+    """One model, with hooks on its vision tower.
 
     Attributes:
         newline: the newline tokens of its videos, as in :func:`fastvid_ext.prune_embeddings`.
         preset: its official parameters.
+        on_encoded: called with what the vision tower encodes, while the device is still busy with that.
     """
 
     newline = "none"
@@ -46,7 +48,7 @@ class Family:
 
     def __init__(self, inner: nn.Module) -> None:
         self.inner = inner
-        self.encoded: EncodedVideos | None = None
+        self.on_encoded: Callable[[EncodedVideos], None] = lambda encoded: None
 
     def hooks(self) -> list[Any]:
         """Register the hooks on the vision tower."""
@@ -57,12 +59,12 @@ class Family:
         return encoded
 
     def keep(self, encoded: EncodedVideos, output: Any) -> None:
-        """Keep what was encoded, on the tower's output too: `generate` of transformers 5 encodes ahead of the model's
-        call, and hands that on.
+        """Hand over what was encoded, and keep it on the tower's output: `generate` of transformers 5 encodes ahead of
+        the model's call, and hands that on.
         """
-        self.encoded = encoded
         if hasattr(output, "to_tuple"):
             output.fastvid = encoded
+        self.on_encoded(encoded)
 
 
 class LlavaOnevision(Family):
@@ -194,8 +196,17 @@ class QwenVL(Family):
             parts = flat.split([part.numel() for part in saliency])
             saliency = [part.view(whole.shape) for part, whole in zip(parts, saliency)]
         grids = [(frames, height // merge, width // merge) for frames, height, width in self.grids]
-        self.keep(EncodedVideos(grids, saliency, None), output)
+        tokens = _merged_tokens(output).split([math.prod(grid) for grid in grids])
+        features = [mean_features(part.unflatten(0, (grid[0], -1))) for part, grid in zip(tokens, grids)]
         self.saliency = self.grid_thw = None
+        self.keep(EncodedVideos(grids, saliency, features), output)
+
+
+def _merged_tokens(output: Any) -> Tensor:
+    """(V, D) the tokens of all videos: transformers 4 gives them alone, or in a tuple with DeepStack's."""
+    if hasattr(output, "pooler_output"):
+        return output.pooler_output
+    return output if isinstance(output, Tensor) else output[0]
 
 
 # By the class that holds vision tower and language model.

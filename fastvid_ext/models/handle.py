@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
@@ -10,12 +9,14 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
+from ..budgets import KeptCounts
 from ..config import PruneConfig
-from ..prompt import PromptPruning, prune_embeddings
+from ..prompt import PromptPruning, prune_placed
+from ..prompt_layout import PromptLayout
 from .deepstack import pruned_deepstack
 from .families import EncodedVideos, Family
-from .layout import placed
-from .pruned_cache import Call, PrunedPrompt, cached_length, note, noted, prefilled
+from .layout import Span, placed
+from .pruned_cache import Call, Prefill, cached_length, note, noted
 
 __all__ = ["Handle", "find_inner"]
 
@@ -38,7 +39,7 @@ class Handle:
 
     Attributes:
         config: the parameters.
-        last: what the last prompt with a video kept; None before the first.
+        last: what the last prompt with a video kept; None before the first, and while the next is encoded.
     """
 
     def __init__(self, model: nn.Module, inner: nn.Module, family: Family, config: PruneConfig | None) -> None:
@@ -51,7 +52,8 @@ class Handle:
         self._inner, self._family = inner, family
         self._parameters = list(inspect.signature(inner.forward).parameters)
         self._prompt: _Prompt | None = None
-        self._pending: PrunedPrompt | None = None
+        self._pending: Prefill | None = None
+        family.on_encoded = self._encoded
         # By default compiled code is shared by modules of one class, hooks or not, and keeps those it was made with.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._hooks = [
@@ -90,80 +92,103 @@ class Handle:
     @torch.compiler.disable
     def _begin(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
         """Before the model: read the layout of a prompt back while the device is idle, or go on behind a pruned one."""
-        self._prompt = self._pending = self._family.encoded = None
+        self._prompt = self._pending = None
         call = dict(zip(self._parameters, args)) | kwargs
-        if _has_video(call):
-            if module.training and torch.is_grad_enabled():
-                raise RuntimeError(
-                    "model: got a video in training mode with gradients, but pruning has no backward pass; want "
-                    "model.eval() or torch.no_grad(), or the pruning disabled"
-                )
-            self._prompt = _Prompt(call, _placeholders(module, call), _padding_mask(call))
-            return None
-        before = noted(call.get("past_key_values"))
-        changed = None if before is None else before.grown(call)
-        return None if changed is None else ((), changed)
+        if not _has_video(call):
+            before = noted(call.get("past_key_values"))
+            changed = None if before is None else before.grown(call)
+            return None if changed is None else ((), changed)
+        if module.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "model: got a video in training mode with gradients, but pruning has no backward pass; want "
+                "model.eval() or torch.no_grad(), or the pruning disabled"
+            )
+        self.last = None  # whose memory the vision tower may need
+        self._prompt = _Prompt(call, _placeholders(module, call), _padding_mask(call))
+        handed = (call.get("mm_encoder_outputs") or {}).get("video")
+        if handed is not None:
+            self._place(getattr(handed, "fastvid", None))
+        return None
+
+    def _encoded(self, encoded: EncodedVideos) -> None:
+        """While the device is busy with the vision tower, so that what is done here takes no time."""
+        prompt = self._prompt
+        if prompt is None:  # `generate` of transformers 5 encodes before it calls the model
+            return
+        if prompt.images_first:
+            prompt.images_first = False
+        elif prompt.layout is None:
+            self._place(encoded)
+
+    def _place(self, encoded: EncodedVideos | None) -> None:
+        """All of a pruning that can be done without the embeddings."""
+        prompt = self._prompt
+        if encoded is None:
+            raise ValueError("mm_encoder_outputs: got a video that was encoded while pruning was not enabled")
+        videos = self._family.videos(prompt.call, encoded)
+        prompt.videos, prompt.spans = placed(videos, prompt.placeholders, self._family.newline)
+        mask = prompt.mask
+        prompt.layout = PromptLayout(
+            prompt.placeholders.shape,
+            self._inner.get_input_embeddings().weight.device,
+            prompt.spans,
+            grid=prompt.videos.grids,
+            newline=self._family.newline,
+            attention_mask=None if mask is None or mask.all() else mask,
+            padding_side="left" if mask is None or mask[:, -1].all() else "right",
+        )
+        if prompt.videos.frame_features is not None:
+            sizes = [video.tokens_per_frame for video in prompt.layout.videos]
+            prompt.counts = KeptCounts(prompt.videos.frame_features, sizes, self.config)
 
     @torch.compiler.disable
     def _prune(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
-        """Before the language model, when embeddings, positions and masks are all there."""
+        """Before the language model, when the embeddings are there. The device is idle or soon will be: be quick."""
         prompt, self._prompt = self._prompt, None
         if prompt is None:
             return None
-        videos = self._family.videos(prompt.call, self._encoded(prompt.call))
-        videos, spans = placed(videos, prompt.placeholders, self._family.newline)
-        mask, embeddings = prompt.mask, kwargs["inputs_embeds"]
-        pruned, self.last = prune_embeddings(
-            embeddings,
-            spans,
-            grid=videos.grids,
-            newline=self._family.newline,
-            saliency=videos.saliency or "norm",
-            frame_features=videos.frame_features,
-            config=self.config,
-            attention_mask=mask,
-            padding_side="left" if mask is None or bool(mask[:, -1].all()) else "right",
+        embeddings, videos = kwargs["inputs_embeds"], prompt.videos
+        pruned, self.last = prune_placed(
+            embeddings, prompt.layout, videos.saliency, videos.frame_features, self.config, prompt.counts
         )
         cache = kwargs.get("past_key_values")
-        if pruned is embeddings and (noted(cache) is None or int(cached_length(cache)) == 0):
+        if pruned is embeddings and (noted(cache) is None or prompt.cached == 0):
             note(cache, None)
             return None
-        self._pending, changed = prefilled(self.last, kwargs, getattr(self._inner, "rope_deltas", None))
-        changed["inputs_embeds"] = pruned
+        self._pending = Prefill(self.last, kwargs, prompt.cached)
+        changed = self._pending.changed(kwargs) | {"inputs_embeds": pruned}
         if kwargs.get("deepstack_visual_embeds") is not None:
-            changed |= pruned_deepstack(embeddings, spans, videos, self.last, kwargs)
+            changed |= pruned_deepstack(embeddings, prompt.spans, videos, self.last, kwargs)
         return args, kwargs | changed
-
-    def _encoded(self, call: Call) -> EncodedVideos:
-        handed = (call.get("mm_encoder_outputs") or {}).get("video")
-        encoded, self._family.encoded = self._family.encoded, None
-        if handed is not None:
-            encoded = getattr(handed, "fastvid", None)
-        if encoded is None:
-            raise ValueError("mm_encoder_outputs: got a video that was encoded while pruning was not enabled")
-        return encoded
 
     @torch.compiler.disable
     def _note(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Behind the language model, whose cache now holds the prompt."""
-        prompt, self._pending = self._pending, None
-        if prompt is not None:
-            note(getattr(output, "past_key_values", None), prompt)
+        pending, self._pending = self._pending, None
+        cache = getattr(output, "past_key_values", None)
+        if pending is not None and cache is not None:
+            note(cache, pending.noted(getattr(self._inner, "rope_deltas", None)))
 
 
-@dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """What is known of a prompt before the model runs.
+    """What is known of a prompt before its embeddings are there: read back here, and placed when it is encoded.
 
     Attributes:
         call: the arguments of the model.
         placeholders: (B, L) bool on the host, where the tokens of videos go.
         mask: (B, L) bool on the host, False at padding; None where the prompt came without.
+        cached: slots of the cache that are taken already.
+        images_first: whether the vision tower has yet to encode the prompt's images, which come before its videos.
     """
 
-    call: Call
-    placeholders: Tensor
-    mask: Tensor | None
+    def __init__(self, call: Call, placeholders: Tensor, mask: Tensor | None) -> None:
+        self.call, self.placeholders, self.mask = call, placeholders, mask
+        self.cached = int(cached_length(call.get("past_key_values")))
+        self.images_first = call.get("pixel_values") is not None
+        self.videos: EncodedVideos | None = None
+        self.spans: list[Span] = []
+        self.layout: PromptLayout | None = None
+        self.counts: KeptCounts | None = None
 
 
 def _has_video(call: Call) -> bool:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..prompt import num_newlines
+from ..prompt_layout import num_newlines
 from .families import EncodedVideos
 
 __all__ = ["Span", "placed"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..prompt import PromptPruning
 
-__all__ = ["PrunedPrompt", "cached_length", "note", "noted", "prefilled"]
+__all__ = ["Prefill", "PrunedPrompt", "cached_length", "note", "noted"]
 
 Call = dict[str, Any]
 
@@ -80,45 +80,70 @@ class PrunedPrompt:
         return column is not None and bool(column[0] < self.columns + behind)
 
 
-def prefilled(pruning: PromptPruning, call: Call, rope_deltas: Tensor | None) -> tuple[PrunedPrompt, Call]:
-    """The pruned prompt, and those arguments of the language model that change with it, embeddings aside.
+class Prefill:
+    """A pruned prompt on its way into a cache.
 
     Args:
         pruning: of the prompt.
         call: the arguments of the language model.
-        rope_deltas: (B, 1) what M-RoPE adds to the column of a token behind the prompt; None without M-RoPE.
+        cached: slots of the cache that are taken already.
     """
-    cache, mask = call.get("past_key_values"), call.get("attention_mask")
-    batch, count = pruning.columns.shape
-    device, length = pruning.columns.device, int(cached_length(cache))
-    kept, padded, columns = pruning.mask, pruning.padded, length
-    if length:
-        before = noted(cache)
-        if before is not None:
-            columns += before.columns - before.kept.shape[1]
-            padded |= before.padded
-            seen = torch.nn.functional.pad(before.kept, (0, length - before.kept.shape[1]), value=True)
-        elif isinstance(mask, Tensor) and mask.dim() == 2:
-            seen = mask[:, :length].to(device, torch.bool)
-        else:
-            seen = torch.ones(batch, length, dtype=torch.bool, device=device)
-        kept = torch.cat([seen, kept], 1)
-    positions = call.get("position_ids")
-    if positions is None:
-        positions = torch.arange(columns, columns + pruning.length_before, device=device)[None]
-    changed: Call = {"position_ids": pruning.gather(positions)}
-    if call.get("cache_position") is not None:
-        changed["cache_position"] = length + torch.arange(count, device=device)
-    # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
-    changed["attention_mask"] = None if mask is None and cache is not None and not padded else kept.long()
-    columns += pruning.length_before
-    next_position = torch.full((1, 1), columns, device=device)
-    if rope_deltas is not None:
-        repeats = batch // len(rope_deltas)
-        next_position = (next_position + rope_deltas.to(device).repeat_interleave(repeats, 0)).expand(3, -1, -1)
-    text = _text_positions(call.get("position_ids"))
-    next_text = None if text is None else text.amax(-1, keepdim=True) + 1
-    return PrunedPrompt(kept, columns, next_position, next_text, padded), changed
+
+    def __init__(self, pruning: PromptPruning, call: Call, cached: int) -> None:
+        cache, mask = call.get("past_key_values"), call.get("attention_mask")
+        self.positions, self.cached = call.get("position_ids"), cached
+        self.columns, self.padded = cached, pruning.padded
+        batch, count = pruning.columns.shape
+        self.shape, self.device = (batch, cached + count), pruning.columns.device
+        self._seen: list[Tensor] = []
+        if cached:
+            before = noted(cache)
+            if before is not None:
+                self.columns += before.columns - before.kept.shape[1]
+                self.padded |= before.padded
+                seen = torch.nn.functional.pad(before.kept, (0, cached - before.kept.shape[1]), value=True)
+            elif isinstance(mask, Tensor) and mask.dim() == 2:
+                seen = mask[:, :cached].to(self.device, torch.bool)
+                self.padded = True
+            else:
+                seen = torch.ones(batch, cached, dtype=torch.bool, device=self.device)
+            self._seen = [seen]
+        self._first, self._pruning = self.columns, pruning
+        self.columns += pruning.length_before
+
+    def changed(self, call: Call) -> Call:
+        """Those arguments of the language model that change, embeddings aside."""
+        positions = self.positions
+        if positions is None:  # as many as there are columns
+            positions = torch.arange(self._first, self.columns, device=self.device)[None]
+        changed: Call = {"position_ids": self._pruning.gather(positions)}
+        if call.get("cache_position") is not None:
+            changed["cache_position"] = torch.arange(self.cached, self.shape[1], device=self.device)
+        # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
+        needed = self.padded or call.get("attention_mask") is not None or call.get("past_key_values") is None
+        changed["attention_mask"] = self._kept(torch.long) if needed else None
+        return changed
+
+    def _kept(self, dtype: torch.dtype) -> Tensor:
+        """(B, S) zero at padding."""
+        if not self.padded:
+            return torch.ones(self.shape, dtype=dtype, device=self.device)
+        return torch.cat([*self._seen, self._pruning.mask], 1).to(dtype)
+
+    def noted(self, rope_deltas: Tensor | None) -> PrunedPrompt:
+        """What the cache has to know, made when the language model has been launched.
+
+        Args:
+            rope_deltas: (B, 1) what M-RoPE adds to the column of a token behind the prompt; None without M-RoPE.
+        """
+        next_position = torch.full((1, 1), self.columns, device=self.device)
+        if rope_deltas is not None:
+            repeats = self.shape[0] // len(rope_deltas)
+            deltas = rope_deltas.to(self.device).repeat_interleave(repeats, 0)
+            next_position = (next_position + deltas).expand(3, -1, -1)
+        text = _text_positions(self.positions)
+        next_text = None if text is None else text.amax(-1, keepdim=True) + 1
+        return PrunedPrompt(self._kept(torch.bool), self.columns, next_position, next_text, self.padded)
 
 
 def _text_positions(position_ids: Tensor | None) -> Tensor | None:

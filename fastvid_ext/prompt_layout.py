@@ -1,0 +1,174 @@
+"""Where the videos of a batch of prompts stand: what a prune can know before the embeddings are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["NEWLINES", "Grid", "Place", "PromptLayout", "VideoSpan", "num_newlines"]
+
+NEWLINES = ("none", "one", "grid", "frame")
+Grid = tuple[int, int, int]
+Span = tuple[int, int, int] | tuple[int, Tensor]
+
+
+def num_newlines(grid: Grid, newline: str) -> int:
+    """Newline tokens that a video of this grid holds."""
+    frames, height, _ = grid
+    return {"none": 0, "one": 1, "grid": frames * height, "frame": frames}[newline]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSpan:
+    """One video of a batch of prompts.
+
+    Attributes:
+        row: (b) of the batch.
+        grid: (T, H, W) frames, and rows and columns of tokens a frame.
+        columns: a range, or ascending int64 on the device where other tokens stand among its own.
+        group: tokens before each newline token; 0 where none stands among them.
+    """
+
+    row: int
+    grid: Grid
+    columns: slice | Tensor
+    group: int
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """N = H * W."""
+        return self.grid[1] * self.grid[2]
+
+    def tokens(self, embeddings: Tensor) -> Tensor:
+        """(T, N, D) its tokens in the embeddings (B, L, D): a view, unless other tokens stand among its own."""
+        block = embeddings[self.row, self.columns]
+        frames, count = self.grid[0], self.tokens_per_frame
+        if not self.group:
+            return block.unflatten(0, (frames, count))
+        return block.unflatten(0, (frames, count // self.group, self.group + 1))[:, :, :-1].flatten(1, 2)
+
+    def newlines(self, values: Tensor) -> Tensor:
+        """(G, ...) the entries of its newline tokens in values (B, L, ...)."""
+        block = values[self.row, self.columns]
+        return block.unflatten(0, (len(block) // (self.group + 1), self.group + 1))[:, -1]
+
+
+# Of a row, in order: the text in a range of columns, the text in columns on the device, or the video of this number.
+Place = slice | Tensor | int
+
+
+class PromptLayout:
+    """The arguments of :func:`fastvid_ext.prune_embeddings` that say where things are, checked and taken apart.
+
+    Attributes:
+        batch, length: (B, L).
+        videos: in the order of ``video_spans``.
+        rows: what stands in each row of the batch, without what is known to be padding.
+        ordered: whether the places of all rows are in the order of the columns.
+        columns: (B, L) int64 on the device, the number of each column; with ``fixed_length``, -1 at padding.
+        attention_mask, padding_side, fixed_length: as in ``prune_embeddings``.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        video_spans: Sequence[Span],
+        *,
+        grid: Grid | Sequence[Grid],
+        newline: str = "none",
+        attention_mask: Tensor | None = None,
+        padding_side: str = "left",
+        fixed_length: bool = False,
+    ) -> None:
+        if newline not in NEWLINES:
+            raise ValueError(f"newline: got {newline!r}, want one of {', '.join(NEWLINES)}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side: got {padding_side!r}, want 'left' or 'right'")
+        self.batch, self.length = shape
+        if attention_mask is not None and attention_mask.shape != (self.batch, self.length):
+            wanted = (self.batch, self.length)
+            raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}, want (B, L) = {wanted}")
+        self.attention_mask, self.padding_side, self.fixed_length = attention_mask, padding_side, fixed_length
+        text = torch.ones(self.batch, self.length, dtype=torch.bool)
+        self.videos = []
+        for number, (span, shape) in enumerate(zip(video_spans, _grids(grid, len(video_spans)))):
+            self.videos.append(_placed(f"video_spans[{number}]", span, shape, newline, text, device))
+        self.columns = torch.arange(self.length, device=device).expand(self.batch, -1)
+        if attention_mask is not None and fixed_length:
+            self.columns = self.columns_present()
+        elif attention_mask is not None:
+            text &= attention_mask.to("cpu", torch.bool)
+        self.rows = [self._places(row, text[row], device) for row in range(self.batch)]
+        self.ordered = not any(isinstance(video.columns, Tensor) for video in self.videos)
+
+    def columns_present(self) -> Tensor:
+        """(B, L) the number of each column, -1 at padding."""
+        if self.attention_mask is None:
+            return self.columns
+        present = self.attention_mask.to(self.columns.device, torch.bool, non_blocking=True)
+        return torch.where(present, self.columns, -1)
+
+    def _places(self, row: int, text: Tensor, device: torch.device) -> list[Place]:
+        videos = [(number, video) for number, video in enumerate(self.videos) if video.row == row]
+        if any(isinstance(video.columns, Tensor) for _, video in videos):  # to be sorted in any case
+            columns = text.nonzero().flatten().to(device, non_blocking=True)
+            return [columns, *(number for number, _ in videos)]
+        edges = F.pad(text.int(), (1, 1)).diff().nonzero().flatten().tolist()
+        places: list[tuple[int, Place]] = [(begin, slice(begin, end)) for begin, end in zip(edges[::2], edges[1::2])]
+        places += [(video.columns.start, number) for number, video in videos]
+        return [place for _, place in sorted(places, key=lambda found: found[0])]
+
+
+def _grids(grid: Grid | Sequence[Grid], count: int) -> list[Grid]:
+    grids = [grid] * count if len(grid) == 3 and isinstance(grid[0], int) else list(grid)
+    if len(grids) != count:
+        raise ValueError(f"grid: got {len(grids)} for {count} videos, want one for all or one for each")
+    for shape in grids:
+        if len(shape) != 3 or shape[0] < 0 or min(shape[1:]) < 1:
+            raise ValueError(f"grid: got {tuple(shape)}, want (T, H, W) frames and rows and columns of tokens")
+    return [tuple(int(size) for size in shape) for shape in grids]
+
+
+def _placed(name: str, span: Span, grid: Grid, newline: str, text: Tensor, device: torch.device) -> VideoSpan:
+    """The video of a span, whose columns are taken out of the text (B, L)."""
+    row, columns = _checked_span(name, span, text)
+    frames, height, width = grid
+    newlines = num_newlines(grid, newline)
+    count = len(columns) if isinstance(columns, Tensor) else columns[1] - columns[0]
+    if count != frames * height * width + newlines:
+        raise ValueError(
+            f"{name}: got {count} columns, want {frames * height * width + newlines}: "
+            f"T * H * W = {frames} * {height} * {width} tokens and {newlines} newlines (newline={newline!r})"
+        )
+    block = columns if isinstance(columns, Tensor) else slice(*columns)
+    if not text[row, block].all():
+        raise ValueError(f"{name}: got columns that another video takes")
+    if newline == "one":  # it stays, like text
+        block = block[:-1] if isinstance(block, Tensor) else slice(block.start, block.stop - 1)
+    text[row, block] = False
+    if isinstance(block, Tensor):
+        block = block.to(device, non_blocking=True)
+    return VideoSpan(row, grid, block, {"grid": width, "frame": height * width}.get(newline, 0))
+
+
+def _checked_span(name: str, span: Span, text: Tensor) -> tuple[int, tuple[int, int] | Tensor]:
+    batch, length = text.shape
+    row, *columns = span
+    if not 0 <= row < batch:
+        raise ValueError(f"{name}: got row {row}, want a row of inputs_embeds, 0 to {batch - 1}")
+    if len(columns) == 2:
+        start, stop = columns
+        if not 0 <= start <= stop <= length:
+            raise ValueError(f"{name}: got columns {start} to {stop}, want a range within 0 to {length}")
+        return row, (start, stop)
+    [columns] = columns
+    columns = torch.as_tensor(columns, dtype=torch.int64).cpu()
+    ascending = columns.dim() == 1 and bool((columns.diff() > 0).all())
+    if not ascending or (len(columns) and not 0 <= columns[0] <= columns[-1] < length):
+        raise ValueError(f"{name}: got columns {columns.tolist()}, want them ascending within 0 to {length - 1}")
+    return row, columns

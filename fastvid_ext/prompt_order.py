@@ -1,0 +1,78 @@
+"""The kept tokens of the videos and the text around them, put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .budgets import HostCopy
+from .prompt_layout import PromptLayout, VideoSpan
+
+__all__ = ["arrange", "video_part", "with_newlines"]
+
+# Embeddings (n, D) and the columns (n,) that they come from; -1 for those that are not there after all, which are
+# found with a fixed length alone.
+Part = tuple[Tensor, Tensor]
+
+
+def video_part(layout: PromptLayout, video: VideoSpan, rows: Tensor, indices: Tensor) -> Part:
+    """The kept tokens of a video, from its rows and indices as ``torch.ops.fastvid.prune_padded`` gives them."""
+    offsets = indices if not video.group else indices + indices.div(video.group, rounding_mode="floor")
+    own = layout.columns[video.row, video.columns]
+    if layout.fixed_length:
+        return rows, torch.where(indices < 0, -1, own.index_select(0, offsets.clamp_min(0)))
+    return rows, own.index_select(0, offsets)
+
+
+def with_newlines(
+    embeddings: Tensor, layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
+) -> list[Part]:
+    """The parts of the videos with those newline tokens behind whose group a token is kept."""
+    merged = []
+    for video, (rows, columns), kept in zip(layout.videos, parts, indices):
+        newlines = video.newlines(layout.columns)
+        alive = torch.zeros(len(newlines) + 1, dtype=torch.bool, device=rows.device)
+        # An index of -1 is of no group: it lands behind the last one.
+        alive.index_fill_(0, torch.where(kept < 0, len(newlines), kept.div(video.group, rounding_mode="floor")), True)
+        absent = -1 if layout.fixed_length else layout.length
+        columns = torch.cat([columns, torch.where(alive[:-1], newlines, absent)])
+        merged.append((torch.cat([rows, video.newlines(embeddings)]), columns))
+    if layout.fixed_length:
+        return merged
+    ordered = [(rows, *columns.sort()) for rows, columns in merged]
+    parts = [(rows[order], columns) for rows, columns, order in ordered]
+    found = HostCopy(torch.stack([(columns < layout.length).sum() for _, columns in parts]))
+    return [(rows[:count], columns[:count]) for (rows, columns), count in zip(parts, found.tolist())]
+
+
+def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) -> tuple[Tensor, Tensor, bool]:
+    """Embeddings (B, K, D), their columns (B, K), -1 at padding, and whether there is any that the host knows of."""
+    left = layout.padding_side == "left"
+    rows = [
+        [videos[place] if isinstance(place, int) else _text(embeddings, layout, row, place) for place in places]
+        for row, places in enumerate(layout.rows)
+    ]
+    lengths = [sum(len(columns) for _, columns in parts) for parts in rows]
+    longest = max(lengths)
+    for row, (parts, length) in enumerate(zip(rows, lengths)):
+        if length < longest:
+            # Padding holds an embedding, not zeros: transformers 4 takes slots of zeros for free ones.
+            some = next((part for part, _ in parts if len(part)), embeddings[row])
+            padding = some[:1].expand(longest - length, -1), layout.columns.new_full((longest - length,), -1)
+            parts.insert(0 if left else len(parts), padding)
+    columns = torch.cat([columns for parts in rows for _, columns in parts]).view(len(rows), longest)
+    gathered = torch.cat([part for parts in rows for part, _ in parts]).view(len(rows), longest, -1)
+    padded = min(lengths) < longest
+    if layout.fixed_length or not layout.ordered:
+        columns, order = (columns if left else torch.where(columns < 0, layout.length, columns)).sort(1)
+        absent = columns < 0 if left else columns == layout.length
+        order = torch.where(absent, order[:, -1:] if left else order[:, :1], order)
+        columns = torch.where(absent, -1, columns)
+        gathered = gathered.gather(1, order[..., None].expand(gathered.shape))
+    return gathered, columns, padded
+
+
+def _text(embeddings: Tensor, layout: PromptLayout, row: int, place: slice | Tensor) -> Part:
+    return embeddings[row, place], layout.columns[row, place]
