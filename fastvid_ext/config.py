@@ -89,7 +89,7 @@ class PruneConfig:
             ValueError: an op that is none of these.
         """
         if op in ("prune", "prune_padded"):
-            return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+            return dict(vars(self))
         if op not in PARAMETERS_OF_STAGE:
             raise ValueError(f"op: got {op!r}, want one of prune, prune_padded, {', '.join(PARAMETERS_OF_STAGE)}")
         parameters = {name: getattr(self, name) for name in PARAMETERS_OF_STAGE[op]}

@@ -211,7 +211,8 @@ def prune_placed(
         counts: of these frame features; None: they are made here.
     """
     videos = layout.videos
-    tokens = [video.tokens(embeddings) for video in videos]
+    rows_of_batch = embeddings.unbind()
+    tokens = [video.tokens(rows_of_batch[video.row]) for video in videos]
     if frame_features is None:
         frame_features = [mean_features(x) for x in tokens]
     frame_features = [compared_by.to(embeddings.device) for compared_by in frame_features]
@@ -222,8 +223,9 @@ def prune_placed(
     if counts is None and not layout.fixed_length:
         # Ahead of the pruning, so that its result can be arranged while the device still works on it.
         counts = KeptCounts(frame_features, [video.tokens_per_frame for video in videos], config)
+    parameters = config.to_kwargs()
     pruned = [
-        torch.ops.fastvid.prune_padded(x, ranked_by.to(x.device), compared_by, **config.to_kwargs())
+        torch.ops.fastvid.prune_padded(x, ranked_by.to(x.device), compared_by, **parameters)
         for x, ranked_by, compared_by in zip(tokens, saliency, frame_features)
     ]
     if not layout.fixed_length:
@@ -233,8 +235,8 @@ def prune_placed(
         ]
     parts = [video_part(layout, video, rows, indices) for video, (rows, indices, _) in zip(videos, pruned)]
     if any(video.group for video in videos):
-        parts = with_newlines(embeddings, layout, parts, [indices for _, indices, _ in pruned])
-    arranged, columns, padded = arrange(embeddings, layout, parts)
+        parts = with_newlines(rows_of_batch, layout, parts, [indices for _, indices, _ in pruned])
+    arranged, columns, padded = arrange(rows_of_batch, layout, parts)
     sure = config.exact_count and layout.attention_mask is None and not any(video.group for video in videos)
     padded |= layout.fixed_length and not sure
     reports = tuple(

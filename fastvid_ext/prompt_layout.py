@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NEWLINES", "Grid", "Place", "PromptLayout", "VideoSpan", "num_newlines"]
+__all__ = ["NEWLINES", "Grid", "PromptLayout", "Text", "VideoSpan", "num_newlines"]
 
 NEWLINES = ("none", "one", "grid", "frame")
 Grid = tuple[int, int, int]
@@ -29,13 +29,15 @@ class VideoSpan:
     Attributes:
         row: (b) of the batch.
         grid: (T, H, W) frames, and rows and columns of tokens a frame.
-        columns: a range, or ascending int64 on the device where other tokens stand among its own.
+        place: its columns: a range, or ascending int64 on the device where other tokens stand among its own.
+        columns: the same as int64 on the device.
         group: tokens before each newline token; 0 where none stands among them.
     """
 
     row: int
     grid: Grid
-    columns: slice | Tensor
+    place: slice | Tensor
+    columns: Tensor
     group: int
 
     @property
@@ -44,21 +46,25 @@ class VideoSpan:
         return self.grid[1] * self.grid[2]
 
     def tokens(self, embeddings: Tensor) -> Tensor:
-        """(T, N, D) its tokens in the embeddings (B, L, D): a view, unless other tokens stand among its own."""
-        block = embeddings[self.row, self.columns]
-        frames, count = self.grid[0], self.tokens_per_frame
+        """(T, N, D) its tokens in those of its row (L, D): a view, unless others stand among them."""
+        frames, count, channels = self.grid[0], self.tokens_per_frame, embeddings.shape[-1]
+        block = embeddings[self.place]
         if not self.group:
-            return block.unflatten(0, (frames, count))
-        return block.unflatten(0, (frames, count // self.group, self.group + 1))[:, :, :-1].flatten(1, 2)
+            return block.view(frames, count, channels)
+        groups = block.view(frames, count // self.group, self.group + 1, channels)
+        return groups[:, :, :-1].flatten(1, 2)
 
-    def newlines(self, values: Tensor) -> Tensor:
-        """(G, ...) the entries of its newline tokens in values (B, L, ...)."""
-        block = values[self.row, self.columns]
+    def newlines(self, block: Tensor) -> Tensor:
+        """(G, ...) the entries of its newline tokens among those of its columns."""
         return block.unflatten(0, (len(block) // (self.group + 1), self.group + 1))[:, -1]
 
 
-# Of a row, in order: the text in a range of columns, the text in columns on the device, or the video of this number.
-Place = slice | Tensor | int
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Tokens of a row that stay as they are; ``place`` and ``columns`` as of a video."""
+
+    place: slice | Tensor
+    columns: Tensor
 
 
 class PromptLayout:
@@ -67,8 +73,8 @@ class PromptLayout:
     Attributes:
         batch, length: (B, L).
         videos: in the order of ``video_spans``.
-        rows: what stands in each row of the batch, without what is known to be padding.
-        ordered: whether the places of all rows are in the order of the columns.
+        rows: what stands in each row of the batch, videos by number, without what is known to be padding.
+        ordered: whether all of it is in the order of the columns.
         columns: (B, L) int64 on the device, the number of each column; with ``fixed_length``, -1 at padding.
         attention_mask, padding_side, fixed_length: as in ``prune_embeddings``.
     """
@@ -94,17 +100,21 @@ class PromptLayout:
             wanted = (self.batch, self.length)
             raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}, want (B, L) = {wanted}")
         self.attention_mask, self.padding_side, self.fixed_length = attention_mask, padding_side, fixed_length
-        text = torch.ones(self.batch, self.length, dtype=torch.bool)
-        self.videos = []
-        for number, (span, shape) in enumerate(zip(video_spans, _grids(grid, len(video_spans)))):
-            self.videos.append(_placed(f"video_spans[{number}]", span, shape, newline, text, device))
         self.columns = torch.arange(self.length, device=device).expand(self.batch, -1)
+        text = torch.ones(self.batch, self.length, dtype=torch.bool)
         if attention_mask is not None and fixed_length:
             self.columns = self.columns_present()
-        elif attention_mask is not None:
+        self.videos = []
+        for number, (span, shape) in enumerate(zip(video_spans, _grids(grid, len(video_spans)))):
+            row, place = _placed(f"video_spans[{number}]", span, shape, newline, text)
+            if isinstance(place, Tensor):
+                place = place.to(device, non_blocking=True)
+            group = {"grid": shape[2], "frame": shape[1] * shape[2]}.get(newline, 0)
+            self.videos.append(VideoSpan(row, shape, place, self.columns[row, place], group))
+        if attention_mask is not None and not fixed_length:
             text &= attention_mask.to("cpu", torch.bool)
-        self.rows = [self._places(row, text[row], device) for row in range(self.batch)]
-        self.ordered = not any(isinstance(video.columns, Tensor) for video in self.videos)
+        self.rows = [self._row(row, text[row]) for row in range(self.batch)]
+        self.ordered = not any(isinstance(video.place, Tensor) for video in self.videos)
 
     def columns_present(self) -> Tensor:
         """(B, L) the number of each column, -1 at padding."""
@@ -113,15 +123,16 @@ class PromptLayout:
         present = self.attention_mask.to(self.columns.device, torch.bool, non_blocking=True)
         return torch.where(present, self.columns, -1)
 
-    def _places(self, row: int, text: Tensor, device: torch.device) -> list[Place]:
-        videos = [(number, video) for number, video in enumerate(self.videos) if video.row == row]
-        if any(isinstance(video.columns, Tensor) for _, video in videos):  # to be sorted in any case
-            columns = text.nonzero().flatten().to(device, non_blocking=True)
-            return [columns, *(number for number, _ in videos)]
+    def _row(self, row: int, text: Tensor) -> list[Text | int]:
+        numbers = [number for number, video in enumerate(self.videos) if video.row == row]
+        if any(isinstance(self.videos[number].place, Tensor) for number in numbers):  # to be sorted in any case
+            place = text.nonzero().flatten().to(self.columns.device, non_blocking=True)
+            return [Text(place, self.columns[row, place]), *numbers]
         edges = F.pad(text.int(), (1, 1)).diff().nonzero().flatten().tolist()
-        places: list[tuple[int, Place]] = [(begin, slice(begin, end)) for begin, end in zip(edges[::2], edges[1::2])]
-        places += [(video.columns.start, number) for number, video in videos]
-        return [place for _, place in sorted(places, key=lambda found: found[0])]
+        runs = [slice(begin, end) for begin, end in zip(edges[::2], edges[1::2])]
+        parts: list[tuple[int, Text | int]] = [(run.start, Text(run, self.columns[row, run])) for run in runs]
+        parts += [(self.videos[number].place.start, number) for number in numbers]
+        return [part for _, part in sorted(parts, key=lambda found: found[0])]
 
 
 def _grids(grid: Grid | Sequence[Grid], count: int) -> list[Grid]:
@@ -134,29 +145,26 @@ def _grids(grid: Grid | Sequence[Grid], count: int) -> list[Grid]:
     return [tuple(int(size) for size in shape) for shape in grids]
 
 
-def _placed(name: str, span: Span, grid: Grid, newline: str, text: Tensor, device: torch.device) -> VideoSpan:
-    """The video of a span, whose columns are taken out of the text (B, L)."""
-    row, columns = _checked_span(name, span, text)
+def _placed(name: str, span: Span, grid: Grid, newline: str, text: Tensor) -> tuple[int, slice | Tensor]:
+    """The row and the columns of a video, which are taken out of the text (B, L)."""
+    row, place = _checked_span(name, span, text)
     frames, height, width = grid
     newlines = num_newlines(grid, newline)
-    count = len(columns) if isinstance(columns, Tensor) else columns[1] - columns[0]
+    count = len(place) if isinstance(place, Tensor) else place.stop - place.start
     if count != frames * height * width + newlines:
         raise ValueError(
             f"{name}: got {count} columns, want {frames * height * width + newlines}: "
             f"T * H * W = {frames} * {height} * {width} tokens and {newlines} newlines (newline={newline!r})"
         )
-    block = columns if isinstance(columns, Tensor) else slice(*columns)
-    if not text[row, block].all():
+    if not text[row, place].all():
         raise ValueError(f"{name}: got columns that another video takes")
     if newline == "one":  # it stays, like text
-        block = block[:-1] if isinstance(block, Tensor) else slice(block.start, block.stop - 1)
-    text[row, block] = False
-    if isinstance(block, Tensor):
-        block = block.to(device, non_blocking=True)
-    return VideoSpan(row, grid, block, {"grid": width, "frame": height * width}.get(newline, 0))
+        place = place[:-1] if isinstance(place, Tensor) else slice(place.start, place.stop - 1)
+    text[row, place] = False
+    return row, place
 
 
-def _checked_span(name: str, span: Span, text: Tensor) -> tuple[int, tuple[int, int] | Tensor]:
+def _checked_span(name: str, span: Span, text: Tensor) -> tuple[int, slice | Tensor]:
     batch, length = text.shape
     row, *columns = span
     if not 0 <= row < batch:
@@ -165,7 +173,7 @@ def _checked_span(name: str, span: Span, text: Tensor) -> tuple[int, tuple[int, 
         start, stop = columns
         if not 0 <= start <= stop <= length:
             raise ValueError(f"{name}: got columns {start} to {stop}, want a range within 0 to {length}")
-        return row, (start, stop)
+        return row, slice(start, stop)
     [columns] = columns
     columns = torch.as_tensor(columns, dtype=torch.int64).cpu()
     ascending = columns.dim() == 1 and bool((columns.diff() > 0).all())

@@ -20,25 +20,24 @@ Part = tuple[Tensor, Tensor]
 def video_part(layout: PromptLayout, video: VideoSpan, rows: Tensor, indices: Tensor) -> Part:
     """The kept tokens of a video, from its rows and indices as ``torch.ops.fastvid.prune_padded`` gives them."""
     offsets = indices if not video.group else indices + indices.div(video.group, rounding_mode="floor")
-    own = layout.columns[video.row, video.columns]
     if layout.fixed_length:
-        return rows, torch.where(indices < 0, -1, own.index_select(0, offsets.clamp_min(0)))
-    return rows, own.index_select(0, offsets)
+        return rows, torch.where(indices < 0, -1, video.columns.index_select(0, offsets.clamp_min(0)))
+    return rows, video.columns.index_select(0, offsets)
 
 
 def with_newlines(
-    embeddings: Tensor, layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
+    embeddings: Sequence[Tensor], layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
 ) -> list[Part]:
     """The parts of the videos with those newline tokens behind whose group a token is kept."""
     merged = []
     for video, (rows, columns), kept in zip(layout.videos, parts, indices):
-        newlines = video.newlines(layout.columns)
+        newlines = video.newlines(video.columns)
         alive = torch.zeros(len(newlines) + 1, dtype=torch.bool, device=rows.device)
         # An index of -1 is of no group: it lands behind the last one.
         alive.index_fill_(0, torch.where(kept < 0, len(newlines), kept.div(video.group, rounding_mode="floor")), True)
         absent = -1 if layout.fixed_length else layout.length
         columns = torch.cat([columns, torch.where(alive[:-1], newlines, absent)])
-        merged.append((torch.cat([rows, video.newlines(embeddings)]), columns))
+        merged.append((torch.cat([rows, video.newlines(embeddings[video.row][video.place])]), columns))
     if layout.fixed_length:
         return merged
     ordered = [(rows, *columns.sort()) for rows, columns in merged]
@@ -47,12 +46,18 @@ def with_newlines(
     return [(rows[:count], columns[:count]) for (rows, columns), count in zip(parts, found.tolist())]
 
 
-def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) -> tuple[Tensor, Tensor, bool]:
-    """Embeddings (B, K, D), their columns (B, K), -1 at padding, and whether there is any that the host knows of."""
+def arrange(embeddings: Sequence[Tensor], layout: PromptLayout, videos: Sequence[Part]) -> tuple[Tensor, Tensor, bool]:
+    """Embeddings (B, K, D), their columns (B, K), -1 at padding, and whether there is any that the host knows of.
+
+    Args:
+        embeddings: (L, D) of each row.
+        layout: of the prompts.
+        videos: what is kept of each.
+    """
     left = layout.padding_side == "left"
     rows = [
-        [videos[place] if isinstance(place, int) else _text(embeddings, layout, row, place) for place in places]
-        for row, places in enumerate(layout.rows)
+        [videos[part] if isinstance(part, int) else (own[part.place], part.columns) for part in parts]
+        for own, parts in zip(embeddings, layout.rows)
     ]
     lengths = [sum(len(columns) for _, columns in parts) for parts in rows]
     longest = max(lengths)
@@ -72,7 +77,3 @@ def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) ->
         columns = torch.where(absent, -1, columns)
         gathered = gathered.gather(1, order[..., None].expand(gathered.shape))
     return gathered, columns, padded
-
-
-def _text(embeddings: Tensor, layout: PromptLayout, row: int, place: slice | Tensor) -> Part:
-    return embeddings[row, place], layout.columns[row, place]

@@ -108,7 +108,11 @@ def test_enabled_on_the_gpu_as_on_the_cpu(family, options):
     assert torch.equal(got.sequences.cpu(), want.sequences)
 
 
-@pytest.mark.parametrize("config", [PruneConfig(), PruneConfig.llava_onevision(), PruneConfig.qwen2_vl()], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [PruneConfig(), PruneConfig.llava_onevision(), PruneConfig.qwen2_vl()],
+    ids=["default", "llava_onevision", "qwen2_vl"],
+)
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
 def test_no_sync_between_vision_tower_and_language_model(family, config):
     """And the number of tokens that was read back before the pruning is the number that it keeps."""
@@ -129,9 +133,12 @@ def test_no_sync_between_vision_tower_and_language_model(family, config):
         assert video.indices.min() >= 0
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
-def test_bf16(family):
-    model, batch, saliency = tiny(family)
+def test_bf16(family, attention):
+    if attention == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    model, batch, saliency = tiny(family, attention)
     model = model.to("cuda", torch.bfloat16)
     batch = {name: value.bfloat16() if value.is_floating_point() else value for name, value in moved(batch).items()}
     with fastvid_ext.enable(model, QUARTER, saliency=saliency) as handle:

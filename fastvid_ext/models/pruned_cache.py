@@ -113,10 +113,12 @@ class Prefill:
 
     def changed(self, call: Call) -> Call:
         """Those arguments of the language model that change, embeddings aside."""
-        positions = self.positions
-        if positions is None:  # as many as there are columns
-            positions = torch.arange(self._first, self.columns, device=self.device)[None]
-        changed: Call = {"position_ids": self._pruning.gather(positions)}
+        if self.positions is not None:
+            positions = self._pruning.gather(self.positions)
+        else:  # the numbers of the columns
+            columns = self._pruning.columns
+            positions = (columns.clamp_min(0) if self._pruning.padded else columns) + self._first
+        changed: Call = {"position_ids": positions}
         if call.get("cache_position") is not None:
             changed["cache_position"] = torch.arange(self.cached, self.shape[1], device=self.device)
         # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
