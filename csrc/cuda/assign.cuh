@@ -114,6 +114,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   const FrameRecord record = plan.records[frame];
   const CenterRange range = centers_of_pass(plan, record, pass);
   const bool keeps = output.indices != nullptr && pass == 0;
+  const int all_kept = keeps ? plan.totals->rows : 0;
   int num_kept = 0;
   // Marks the tokens. Where rows are kept they stand in the order of the frame's tokens: those before this part count.
   const auto list_tokens = [&] {
@@ -279,7 +280,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     tile_center += num_centers;
   }
   wait_copies<0>();
-  if (keeps && part + 1 == parts) fill_rest(output, plan.totals->rows, frame, tokens.frames, rank, ranks);
+  if (keeps && part + 1 == parts) fill_rest(output, all_kept, frame, tokens.frames, rank, ranks);
 }
 
 }  // namespace fastvid

@@ -149,7 +149,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
   const int first_token = item.first_frame * n, end_token = item.end_frame * n;
 
   // Tiles start at multiples of their size, so that assignments are whole vectors; tokens of other segments count as
-  // zeros, whatever their assignments are.
+  // zeros.
   const int first_tile = first_token / kMergeTileRows;
   const int all_tiles = ceil_div(end_token, kMergeTileRows) - first_tile;
   const int start = (first_tile + all_tiles * rank / ranks) * kMergeTileRows;
@@ -162,10 +162,11 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
   static_assert(kMergeItemAnchors * 8 <= kMergeThreads);
   const T* source = tokens.row(start + copy_row) + channel;  // of the next tile to start, as are the next two
   int token = start + copy_row;
+  constexpr int kNumbers = kVectorBytes / sizeof(uint16_t);
   const int numbers_row = threadIdx.x / 8, numbers_chunk = threadIdx.x % 8;
   const uint16_t* numbers = assignments.table +
                             (item.first_anchor - item.pass * kMergeAnchors + numbers_row) * assignments.pitch + start +
-                            numbers_chunk * 8;
+                            numbers_chunk * kNumbers;
   const int64_t row_step = kCopyStep * tokens.row_stride;
   const uint32_t tile0 = shared_address(tiles), copy_at = merge_tile_offset(copy_row, chunk);
   const uint32_t numbers_at = kMergeTokenBytes + numbers_row * kOneHotPitch + numbers_chunk * kVectorBytes;
@@ -178,7 +179,19 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
         const bool present = has_channel && at >= first_token && at < end_token;
         copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
       }
-      if (copies_numbers) copy_async(tile + numbers_at, numbers, true);
+      if (copies_numbers) {
+        const int first = start + t * kMergeTileRows + numbers_chunk * kNumbers;
+        if (first < first_token && first + kNumbers > first_token) {
+          // The segment before shares the vector; it may have fewer anchor frames, and what they lack is not written.
+          uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + numbers_at);  // of the first tile
+          for (int e = 0; e < kNumbers; ++e) {
+            target[e] = first + e >= first_token && first + e < end_token ? numbers[e] : kNoNumber;
+          }
+        } else {
+          const int left = first < first_token ? 0 : max(0, min(end_token - first, kNumbers));
+          copy_async_part(tile + numbers_at, numbers, left * static_cast<int>(sizeof(uint16_t)));
+        }
+      }
       source += kMergeTileRows * tokens.row_stride;
       numbers += kMergeTileRows;
       token += kMergeTileRows;
