@@ -22,8 +22,7 @@ __host__ __device__ constexpr int most_centers(int rows) {
   return sizeof(T) == 4 || rows > 13 * 16 ? 2 * kWarpgroupRows : kAssignCenters;
 }
 constexpr int kAssignStages = 4;
-constexpr int kAssignAhead =
-    kAssignStages - 2;  // slices that are under way while one is multiplied and one may still be
+constexpr int kAssignAhead = kAssignStages - 2;      // slices that come while one is multiplied and one may still be
 constexpr int kAssignCopyStep = kAssignThreads / 8;  // rows between a thread's copies
 constexpr int kAssignTokenCopies = kAssignRows / kAssignCopyStep;
 constexpr int kAssignCenterCopies = kAssignCenters / kAssignCopyStep;
@@ -64,7 +63,7 @@ __device__ __forceinline__ int copies_of(int copy_row, int rows) {
   return max(0, (rows - copy_row + kAssignCopyStep - 1) / kAssignCopyStep);
 }
 
-// Works on part `part` of `parts` of a frame's tokens, at most tile.rows, in a cluster that shares the channels.
+// Works on part `part` of `parts` of a frame's tokens, at most shape.rows, in a cluster that shares the channels.
 template <typename T>
 __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
                                             const Candidates& candidates, const Assignments& assignments,

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -91,42 +92,39 @@ cudaError_t launch(const Launch& launch, Args... args) {
   return cudaLaunchKernelEx(&config, kKernel, args...);
 }
 
+// How many clusters of c blocks run at once, at least, where `blocks` fit on a multiprocessor. A cluster lies within a
+// group of multiprocessors, of which up to 18 make one, in pairs; which are missing differs from chip to chip. The
+// device could be asked, but then results would depend on the chip, as sums do on the size of a cluster.
+inline int64_t resident_clusters(const DeviceLimits& limits, int blocks, int c) {
+  constexpr int kGroup = 18;
+  const int groups = (limits.multiprocessors + kGroup - 1) / kGroup, left_over = (c - 1) / 2 * 2;
+  return std::max(1, (limits.multiprocessors * blocks - groups * left_over) / c);
+}
+
 // How many blocks share a unit of work whose slices can be split, so that the whole takes the shortest: waves of
-// clusters, each as long as a block's share of the slices and what comes before and after, `fixed` slices. How many
-// clusters run at once is asked of the device: they are not spread over its groups of multiprocessors, and one cluster
+// clusters, each as long as a block's share of the slices and what comes before and after, `fixed` slices. One cluster
 // too many doubles the time.
 template <auto kKernel>
 cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, int slices, double fixed, int& cluster) {
-  static std::atomic<uint64_t> cache[kMaxClusterSize + 1];  // of the last device and shared_bytes asked for
+  static std::atomic<uint64_t> cache{0};  // of the last device and shared_bytes: blocks that fit on a multiprocessor
   cluster = 1;
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   if (!limits.clusters) return cudaSuccess;
-  FASTVID_RETURN_IF_FAILED(raise_shared_bytes<kKernel>(limits));
   int device;
   FASTVID_RETURN_IF_FAILED(cudaGetDevice(&device));
   const uint64_t key = static_cast<uint64_t>(device + 1) << 32 | shared_bytes;
+  uint64_t packed = cache.load(std::memory_order_relaxed);
+  if (packed >> 8 != key) {
+    FASTVID_RETURN_IF_FAILED(raise_shared_bytes<kKernel>(limits));
+    int blocks;
+    FASTVID_RETURN_IF_FAILED(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared_bytes));
+    packed = key << 8 | static_cast<uint64_t>(std::max(1, blocks));
+    cache.store(packed, std::memory_order_relaxed);
+  }
   double least = 0.0;
   for (int c = 1; c <= kMaxClusterSize && c <= slices; ++c) {
-    uint64_t packed = cache[c].load(std::memory_order_relaxed);
-    if (packed >> 16 != key) {
-      cudaLaunchAttribute attribute{};
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim.x = c;
-      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-      cudaLaunchConfig_t config{};
-      config.gridDim = dim3(c);
-      config.blockDim = dim3(threads);
-      config.dynamicSmemBytes = shared_bytes;
-      config.attrs = &attribute;
-      config.numAttrs = 1;
-      int resident;
-      FASTVID_RETURN_IF_FAILED(cudaOccupancyMaxActiveClusters(&resident, kKernel, &config));
-      packed = key << 16 | static_cast<uint64_t>(resident);
-      cache[c].store(packed, std::memory_order_relaxed);
-    }
-    const int64_t resident = packed & 0xffff;
-    if (resident == 0) continue;
+    const int64_t resident = resident_clusters(limits, static_cast<int>(packed & 0xff), c);
     const double time = static_cast<double>((units + resident - 1) / resident) * (fixed + 1.0 * slices / c);
     if (least == 0.0 || time < least) {
       cluster = c;
