@@ -180,16 +180,16 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
         copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
       }
       if (copies_numbers) {
-        const int first = start + t * kMergeTileRows + numbers_chunk * kNumbers;
-        if (first < first_token && first + kNumbers > first_token) {
-          // The segment before shares the vector; it may have fewer anchor frames, and what they lack is not written.
-          uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + numbers_at);  // of the first tile
+        const int first = start + t * kMergeTileRows + numbers_chunk * kNumbers, end = first + kNumbers;
+        const bool whole = first >= first_token && end <= end_token, none = end <= first_token || first >= end_token;
+        if (whole || none) {
+          copy_async(tile + numbers_at, numbers, whole);
+        } else {
+          // Another segment shares the vector; it may have fewer anchor frames, and what they lack is not written.
+          uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + t % kMergeStages * kMergeTileBytes + numbers_at);
           for (int e = 0; e < kNumbers; ++e) {
             target[e] = first + e >= first_token && first + e < end_token ? numbers[e] : kNoNumber;
           }
-        } else {
-          const int left = first < first_token ? 0 : max(0, min(end_token - first, kNumbers));
-          copy_async_part(tile + numbers_at, numbers, left * static_cast<int>(sizeof(uint16_t)));
         }
       }
       source += kMergeTileRows * tokens.row_stride;

@@ -14,14 +14,12 @@ __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
   return row * kTileRowBytes + ((chunk ^ (row & 7)) << 4);
 }
 
-// Starts a copy of the first `bytes` of 16 to shared memory, and fills the rest with zeros. Rows are read piece by
+// Starts a copy of 16 bytes to shared memory; fills with zeros instead where `present` is false. Rows are read piece by
 // piece: fetching 256 bytes at a time into L2 keeps device memory from being read in scraps.
-__device__ __forceinline__ void copy_async_part(uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
-               : "memory");
-}
 __device__ __forceinline__ void copy_async(uint32_t shared, const void* global, bool present) {
-  copy_async_part(shared, global, present ? kVectorBytes : 0);
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(present ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
