@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import fastvid_ext
 
 PROGRAM = """
@@ -42,10 +45,25 @@ for seed in range(2):
 """
 
 
-def test_package(device, tmp_path):
+# The same of a model of torch's own ops alone.
+PLAIN = PROGRAM.replace("import fastvid_ext\n", "").replace(
+    """        kept, indices, _ = torch.ops.fastvid.prune(tokens * 2, saliency, retention_ratio=0.2)
+        return kept + 1, indices
+""",
+    "        return tokens * 2 + saliency[..., None], saliency\n",
+)
+
+
+def run(program: str, device: torch.device, folder: Path) -> subprocess.CompletedProcess[str]:
     package = Path(fastvid_ext.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-X", "faulthandler", "-c", PROGRAM, str(device), str(tmp_path / "pruner.pt2")]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-X", "faulthandler", "-c", program, str(device), str(folder / "model.pt2")]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+def test_package(device, tmp_path):
+    done = run(PROGRAM, device, tmp_path)
+    if done.returncode < 0 and run(PLAIN, device, tmp_path).returncode < 0:
+        pytest.skip("torch crashes here with any AOTInductor package, also one without fastvid_ext")
     steps = ", ".join(done.stdout.split("\n")[:-1]) or "nothing"
     assert done.returncode == 0, f"exit status {done.returncode} behind: {steps}\n{done.stderr[-3000:]}"
