@@ -188,7 +188,7 @@ def check_merge(x, centers, mergeable, rows, merge_floor, merge_centers=False, *
     # Tokens that may have gone elsewhere, the closest ties first.
     wrong = (~right).nonzero().flatten()
     gap = best[:, None] - cosine
-    tied = mergeable[:, None] & (gap <= RELATIVE * best.abs()[:, None] + 1e-6)
+    tied = (mergeable & x.bool().any(1))[:, None] & (gap <= RELATIVE * best.abs()[:, None] + 1e-6)  # 0 is exact
     every = torch.arange(len(x), device=x.device)
     # Where products underflow, more tokens tie than could be tried one by one.
     in_float32 = first_best(cosines(x, x[centers], torch.float32))
