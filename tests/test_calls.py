@@ -90,9 +90,9 @@ def test_out_of_memory_leaves_nothing_behind():
 
 def exhaust_memory():
     """Lets one allocation of a call after the other fail, as ever more memory is left for it."""
-    tokens = torch.randn(64, 512, 64, device="cuda")  # odd strides, which take a packed copy
+    tokens = torch.randn(256, 512, 64, device="cuda")  # odd strides, which take a packed copy
     tokens = torch.cat([tokens, tokens], dim=2)[..., 1:65]
-    saliency, centers = tokens[..., 0].contiguous(), torch.arange(200, device="cuda").expand(64, 200)
+    saliency, centers = tokens[..., 0].contiguous(), torch.arange(200, device="cuda").expand(256, 200)
     for op, more in {
         "prune": {"saliency": saliency, "retention_ratio": 0.4},
         "prune_padded": {"saliency": saliency, "retention_ratio": 0.4, "thin_threshold": 0.9},
@@ -120,6 +120,6 @@ def exhaust_memory():
                 assert torch.cuda.memory_allocated() == before, op
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        assert len(failures) >= 1, op
+        assert len(failures) >= 2, op
         assert all(map(judge.same_bits, calls.tensors(getattr(ops, op)(tokens, **more)), want)), op
     torch.cuda.synchronize()

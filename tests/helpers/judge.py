@@ -28,6 +28,10 @@ MOST_DOUBTS = 10  # choices that are tried both ways
 SUM_ERROR = 5e-6  # of a float32 mean, relative to the channel's largest value
 
 
+class TooManyTiesError(AssertionError):
+    """A result differs from float64's where more choices lie on a near tie than can be tried."""
+
+
 def distance_error(channels: int) -> float:
     """Of a squared distance in float32, relative to the squared norms; tensor cores truncate their sums."""
     return 1e-6 + 1e-9 * channels
@@ -85,8 +89,10 @@ def possible_similarities(similarity: list[float], cu_frames, config: PruneConfi
         demands.append((inner, len(least)))
     yield 0, exact, similarity
     thinned = [i for i, s in enumerate(similarity) if thin is not None and abs(s - thin) <= SIMILARITY]
-    if not 0 < len(doubtful) + len(thinned) <= MOST_DOUBTS:
+    if not doubtful and not thinned:
         return
+    if len(doubtful) + len(thinned) > MOST_DOUBTS:
+        raise TooManyTiesError(f"{len(doubtful)} cuts and {len(thinned)} thinned frames are near ties")
     for cut_flags in itertools.product((False, True), repeat=len(doubtful)):
         now = (cuts - set(doubtful)) | {i for i, cut in zip(doubtful, cut_flags) if cut}
         if any(not _may_be_cut(similarity, [i for i in inner if i in now], least, tau) for inner, least in demands):
