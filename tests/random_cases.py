@@ -98,8 +98,9 @@ def main() -> int:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(
         f"random cases, {name}: {counts['cases']} against float64, {counts['near_tie']} with a choice on a near tie "
-        f"({counts['ties_not_tried']} with more of them than can be tried), {len(wrong)} wrong; of {counts['bf16']} in bf16 {counts['bf16_differs']} keep other tokens than float64, "
-        f"eager bf16 {counts['eager_bf16_differs']}; {time.monotonic() - begin:.0f} s"
+        f"({counts['ties_not_tried']} with more of them than can be tried), {len(wrong)} wrong; of {counts['bf16']} in "
+        f"bf16 {counts['bf16_differs']} keep other tokens than float64, eager bf16 {counts['eager_bf16_differs']}; "
+        f"{time.monotonic() - begin:.0f} s"
     )
     if options.out:
         with open(options.out, "w") as file:
