@@ -149,9 +149,21 @@ def test_the_least_similar_may_change_places():
     """Frames 2 and 7 are cut after or not: only one of them is among the c-1 least similar."""
     for gap, passes in ((2e-6, True), (1e-3, False)):
         similarity = [0.9, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.5 + gap, 0.9, -1.0]
-        ways = judge.possible_similarities(similarity, None, inputs.PruneConfig(min_segments=2, segment_threshold=0.1))
+        config = inputs.PruneConfig(min_segments=2, segment_threshold=0.1)
+        ways = judge.possible_similarities(similarity, similarity, None, config)
         cuts = [tuple(end for _, end in segments) for _, segments, _ in ways]
         assert cuts == ([(3, 10), (8, 10)] if passes else [(3, 10)])
+
+
+def test_of_too_many_ties_only_the_way_of_float32_is_tried():
+    """A threshold that float32 takes for 0, among similarities of 0: thinned in float64, not in float32."""
+    similarity = [0.0] * 20 + [-1.0]
+    config = inputs.PruneConfig(min_segments=1, segment_threshold=-0.5, thin_threshold=1e-320)
+    ways = judge.possible_similarities(similarity, similarity, None, config)
+    assert next(ways) == (0, [(0, 21)], similarity)
+    assert next(ways) == (20, [(0, 21)], [2.0] * 20 + [-1.0])
+    with pytest.raises(judge.TooManyTiesError):
+        next(ways)
 
 
 def test_near_gammas_may_change_places():

@@ -68,8 +68,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 # ---- the stages ----------------------------------------------------------------------------------------------------
 
 
-def possible_similarities(similarity: list[float], cu_frames, config: PruneConfig):
-    """(doubts, segments, similarity) of every way that rounding may cut and thin the videos; float64's own first."""
+def possible_similarities(similarity: list[float], in_float32: list[float], cu_frames, config: PruneConfig):
+    """(doubts, segments, similarity) of every way that rounding may cut and thin the videos; float64's own first.
+
+    Where these are too many, float32's own alone; and then an error.
+    """
     tau, thin, c = config.segment_threshold, config.thin_threshold, config.min_segments
     exact = spec.segments(similarity, cu_frames, c, tau)
     cuts = {end - 1 for _, end in exact}
@@ -92,6 +95,12 @@ def possible_similarities(similarity: list[float], cu_frames, config: PruneConfi
     if not doubtful and not thinned:
         return
     if len(doubtful) + len(thinned) > MOST_DOUBTS:
+        segments = spec.segments(in_float32, cu_frames, c, _float32(tau))
+        changed = cuts ^ {end - 1 for _, end in segments}
+        if changed <= set(doubtful):
+            below = [i for i in thinned if in_float32[i] < _float32(thin)]
+            nudged = [(-2.0 if i in below else 2.0) if i in thinned else s for i, s in enumerate(similarity)]
+            yield len(changed) + sum((i in below) != (similarity[i] < thin) for i in thinned), segments, nudged
         raise TooManyTiesError(f"{len(doubtful)} cuts and {len(thinned)} thinned frames are near ties")
     for cut_flags in itertools.product((False, True), repeat=len(doubtful)):
         now = (cuts - set(doubtful)) | {i for i, cut in zip(doubtful, cut_flags) if cut}
@@ -105,6 +114,10 @@ def possible_similarities(similarity: list[float], cu_frames, config: PruneConfi
             changed = len(now ^ cuts) + sum(below != (similarity[i] < thin) for i, below in zip(thinned, thin_flags))
             if changed:
                 yield changed, list(zip([0] + ends, ends)), nudged
+
+
+def _float32(x: float) -> float:
+    return torch.tensor(x, dtype=torch.float32).item()
 
 
 def _may_be_cut(similarity, cuts, least, tau):
@@ -317,10 +330,14 @@ def check_prune(tokens, saliency, frame_features, cu_frames, config: PruneConfig
     kept_per_frame = torch.bincount(indices // n, minlength=frames).tolist()
     assert frame_counts.tolist() == kept_per_frame
 
-    features = tokens.double().mean(1) if frame_features is None else frame_features.double()
-    similarity = cosine_to_next(features, cu_frames)
+    features = [
+        (tokens if frame_features is None else frame_features).to(dtype) for dtype in (torch.float64, torch.float32)
+    ]
+    if frame_features is None:
+        features = [x.mean(1) for x in features]
+    similarity, in_float32 = (cosine_to_next(x, cu_frames) for x in features)
     failure = None
-    for doubts, segments, nudged in possible_similarities(similarity, cu_frames, config):
+    for doubts, segments, nudged in possible_similarities(similarity, in_float32, cu_frames, config):
         plan = [share for b, e in segments for share in spec.plan_segment(nudged[b:e], n, config)]
         wanted = [salient + centers for salient, centers in plan]
         if wanted != kept_per_frame:
