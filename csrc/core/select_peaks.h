@@ -4,13 +4,13 @@
 #include <cmath>
 
 #include "host_device.h"
+#include "order.h"
 
 namespace fastvid {
 
 // Whether token j is denser than token i; equal densities go by the lower index, so that the order is total.
 FASTVID_HOST_DEVICE bool denser(float density_j, int j, float density_i, int i) {
-  const bool larger = density_j > density_i, equal = density_j == density_i, earlier = j < i;
-  return larger | (equal & earlier);  // no branch: kernels ask this of every pair
+  return ranks_before(density_j, j, density_i, i);
 }
 
 // gamma = rho * delta, delta given squared.

@@ -5,8 +5,6 @@
 
 #include "block.cuh"
 #include "cluster.cuh"
-#include "core/order.h"
-#include "core/segment.h"
 #include "emit.cuh"
 #include "pipeline.h"
 #include "wgmma.cuh"
@@ -216,13 +214,13 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       }
     };
     const auto multiply_centers = [&](auto columns) {
-      constexpr int most_blocks = most_centers<T>(columns() * 16) / kWarpgroupRows;
+      constexpr int kMostBlocks = most_centers<T>(columns() * 16) / kWarpgroupRows;
       if (num_centers <= kWarpgroupRows) {
         multiply_slices(std::integral_constant<int, 1>{}, columns);
-      } else if (most_blocks == 2 || num_centers <= 2 * kWarpgroupRows) {
+      } else if (kMostBlocks == 2 || num_centers <= 2 * kWarpgroupRows) {
         multiply_slices(std::integral_constant<int, 2>{}, columns);
       } else {
-        multiply_slices(std::integral_constant<int, most_blocks>{}, columns);
+        multiply_slices(std::integral_constant<int, kMostBlocks>{}, columns);
       }
     };
     if (half <= 72) {

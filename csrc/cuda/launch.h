@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "core/plan.h"
+
 namespace fastvid {
 
 #define FASTVID_RETURN_IF_FAILED(...)           \
@@ -97,7 +99,7 @@ cudaError_t launch(const Launch& launch, Args... args) {
 // device could be asked, but then results would depend on the chip, as sums do on the size of a cluster.
 inline int64_t resident_clusters(const DeviceLimits& limits, int blocks, int c) {
   constexpr int kGroup = 18;
-  const int groups = (limits.multiprocessors + kGroup - 1) / kGroup, left_over = (c - 1) / 2 * 2;
+  const int groups = ceil_div(limits.multiprocessors, kGroup), left_over = (c - 1) / 2 * 2;
   return std::max(1, (limits.multiprocessors * blocks - groups * left_over) / c);
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "assign.cuh"
+#include "core/segment.h"
 #include "launch.h"
 #include "merge.cuh"
 #include "pipeline.h"
@@ -125,13 +126,12 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int available = limits.shared_bytes - kStaticSharedBytes;
   int parts = ceil_div(tokens.per_frame, kAssignRows);
-  AssignTile tile;
   const auto part_tile = [&](int centers) {
     const int rows = ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16;
     return AssignTile{rows, std::min(centers, most_centers<T>(rows))};
   };
   // All centres of most segments at once, where that leaves the frame whole.
-  tile = part_tile(kAssignCenters);
+  AssignTile tile = part_tile(kAssignCenters);
   if (kAssignStages * tile.bytes() > available) tile = part_tile(2 * kWarpgroupRows);
   while (tile.rows > 16 && kAssignStages * tile.bytes() > available) {
     ++parts;
