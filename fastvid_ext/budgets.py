@@ -14,18 +14,9 @@ __all__ = ["HostCopy", "KeptCounts", "budgets"]
 
 def budgets(frame_features: Tensor, tokens_per_frame: int, config: PruneConfig) -> tuple[Tensor, Tensor, Tensor]:
     """(T,) int32 each: segments, salient tokens and centres of the frames of one video, from its (T, C) features."""
-    segment_ids, similarity = torch.ops.fastvid.segment(
-        frame_features, min_segments=config.min_segments, threshold=config.segment_threshold
-    )
+    segment_ids, similarity = torch.ops.fastvid.segment(frame_features, **config.to_kwargs("segment"))
     num_salient, num_context = torch.ops.fastvid.plan(
-        segment_ids,
-        similarity,
-        tokens_per_frame,
-        retention_ratio=config.retention_ratio,
-        context_ratio=config.context_ratio,
-        anchor_stride=config.anchor_stride,
-        thin_threshold=config.thin_threshold,
-        spread_remainder=config.spread_remainder,
+        segment_ids, similarity, tokens_per_frame, **config.to_kwargs("plan")
     )
     return segment_ids, num_salient, num_context
 

@@ -51,9 +51,7 @@ class VideoPruning:
     @property
     def segments(self) -> Tensor:
         """(T,) int32 segment of each frame, computed when asked for."""
-        return torch.ops.fastvid.segment(
-            self.frame_features, min_segments=self.config.min_segments, threshold=self.config.segment_threshold
-        )[0]
+        return torch.ops.fastvid.segment(self.frame_features, **self.config.to_kwargs("segment"))[0]
 
 
 @dataclasses.dataclass(frozen=True)

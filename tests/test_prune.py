@@ -36,11 +36,7 @@ def test_golden(name, device, dtype):
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_golden_segments(name, device):
     vector = golden.load(name)
-    ids, _ = torch.ops.fastvid.segment(
-        vector.frame_features.to(device),
-        min_segments=vector.config.min_segments,
-        threshold=vector.config.segment_threshold,
-    )
+    ids, _ = torch.ops.fastvid.segment(vector.frame_features.to(device), **vector.config.to_kwargs("segment"))
     assert torch.bincount(ids.cpu()).tolist() == vector.segment_sizes
 
 

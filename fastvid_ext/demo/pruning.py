@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils import benchmark
 
+from ..budgets import budgets
 from ..config import PruneConfig
 
 PRUNED, SALIENT, CENTER = 0, 1, 2
@@ -41,19 +42,7 @@ def prune(tokens: torch.Tensor, saliency: torch.Tensor, config: PruneConfig) -> 
         return torch.ops.fastvid.prune(tokens, saliency, features, **arguments)
 
     _, indices, _ = call()
-    segment_ids, similarity = torch.ops.fastvid.segment(
-        features, min_segments=config.min_segments, threshold=config.segment_threshold
-    )
-    num_salient, _ = torch.ops.fastvid.plan(
-        segment_ids,
-        similarity,
-        tokens.shape[1],
-        retention_ratio=config.retention_ratio,
-        context_ratio=config.context_ratio,
-        anchor_stride=config.anchor_stride,
-        thin_threshold=config.thin_threshold,
-        spread_remainder=config.spread_remainder,
-    )
+    segment_ids, num_salient, _ = budgets(features, tokens.shape[1], config)
     rank = saliency.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = torch.zeros_like(saliency, dtype=torch.bool)
     kept.view(-1)[indices] = True
