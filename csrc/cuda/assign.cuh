@@ -179,7 +179,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
         begin_products<T>();
 #pragma unroll
         for (int m = 0; m < blocks(); ++m) {
-          multiply_slice<T>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
+          multiply_slice<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
                             tile + group_row * kTileRowBytes);
         }
         commit_products<T>();

@@ -11,6 +11,10 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// A number that is the same all over a warp, in a form that tells the compiler so: tensor cores are not kept busy from
+// within a branch that might divide a warp.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(kFullWarp, value, 0); }
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int lane = kWarp / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(kFullWarp, value, lane);

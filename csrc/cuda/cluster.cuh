@@ -18,7 +18,8 @@
 namespace fastvid {
 
 // Waits until all that earlier kernels of the stream wrote is visible, and lets the next one start to wait in turn.
-// Every kernel calls it, also one that reads nothing: it may write what an earlier one still reads.
+// Every kernel calls it, also one that reads nothing: it may write what an earlier one still reads. What the kernel
+// before the last one wrote may be read without: this one starts only when the last one has waited for that.
 __device__ __forceinline__ void wait_for_predecessor() {
 #ifdef FASTVID_CLUSTERS
   cudaGridDependencySynchronize();

@@ -109,18 +109,27 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     exchange.keys.init();
   }
   cluster_sync();  // all blocks have started, so that others may write to them
-  wait_for_predecessor();
+  // The plan and the candidates are older than the kernel before this one.
   const int frames = peaks.planned ? peaks.plan.totals->anchors : peaks.frames;
-  for (int item = cluster, turn = 0; item < frames; item += gridDim.x / ranks, ++turn) {
-    const int frame = peaks.planned ? peaks.plan.anchors[item] : item;
+  const auto frame_of = [&](int item) { return peaks.planned ? peaks.plan.anchors[item] : item; };
+  const auto takes_part = [&](int frame, int t) { return t < n && peaks.candidates(frame, t); };
+  int item = cluster, frame = item < frames ? frame_of(item) : 0;
+  bool first_takes_part = item < frames && takes_part(frame, threadIdx.x);
+  wait_for_predecessor();
+  for (int turn = 0; item < frames; ++turn) {
     if (rows.first < rows.end) {
       load_products<kRowsShared>(work.gram + static_cast<int64_t>(item) * shape.floats(), shape, n, rows, state.norms);
     }
-    const int num_candidates = mark_candidates(n, state, [&](int t) { return peaks.candidates(frame, t); });
+    const int num_candidates =
+        mark_candidates(n, state, first_takes_part, [&](int t) { return takes_part(frame, t); });
     wait_copies<0>();
     __syncthreads();
     find_peaks(peaks, item, frame, turn, num_candidates, rows, state, exchange, scratch);
     __syncthreads();  // the next frame's products come where this one's are
+    item += gridDim.x / ranks;
+    if (item >= frames) break;
+    frame = frame_of(item);
+    first_takes_part = takes_part(frame, threadIdx.x);
   }
 }
 

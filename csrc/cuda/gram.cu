@@ -38,29 +38,37 @@ __global__ __launch_bounds__(kGramThreads,
   const int ranks = cluster_size(), rank = cluster_rank();
   const Slices slices(tokens.row_bytes(), rank, ranks);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const uint32_t group_a = threadIdx.x / kWarpgroup * kWarpgroupRows * kTileRowBytes;
+  const int group = uniform(threadIdx.x / kWarpgroup), first_row = group * kWarpgroupRows;
+  // On the diagonal, columns before a warpgroup's own rows are nobody's: each pair is wanted once.
+  const int first_column = row == column ? first_row : 0, num_columns = uniform(shape.size - first_column);
   const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
-  constexpr int kCopyStep = kGramThreads / 8, kCopies = 2 * kGramTile / kCopyStep;
+  constexpr int kCopyStep = kGramThreads / 8, kCopies = kGramTile / kCopyStep;
+  // Rows past the last token are not copied: what stands there ends in products that nobody reads.
+  const auto copies_of = [&](int rows) { return max(0, ceil_div(rows - copy_row, kCopyStep)); };
   const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
-  const uint32_t b_at = row == column ? 0 : kGramTile * kTileRowBytes;
+  const uint32_t a_at = first_row * kTileRowBytes,
+                 b_at = row == column ? a_at : static_cast<uint32_t>(kGramTile * kTileRowBytes);
 
   wait_for_predecessor();
   const int frames = planned ? plan.totals->anchors : tokens.frames;
   for (int item = blockIdx.z; item < frames; item += gridDim.z) {
     const int first_token = (planned ? plan.anchors[item] : item) * tokens.per_frame;
-    SliceCopy<T, kCopies, kCopyStep> copy;
-    if (row == column) copy.rows = kCopies / 2;
+    SliceCopy<T, kCopies, kCopyStep> copies[2];
+    copies[0].rows = copies_of(num_a);
+    copies[1].rows = row == column ? 0 : copies_of(num_b);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int r = (copy_row + i * kCopyStep) % kGramTile;
-      const bool is_b = i >= kCopies / 2, present = r < (is_b ? num_b : num_a);
-      copy.source[i] = tokens.row(first_token + (present ? (is_b ? first_b : first_a) + r : 0)) + first_channel;
+      const int r = copy_row + i * kCopyStep;
+      copies[0].source[i] = tokens.row(first_token + first_a + min(r, num_a - 1)) + first_channel;
+      copies[1].source[i] = tokens.row(first_token + first_b + min(r, num_b - 1)) + first_channel;
     }
     const auto start_slice = [&](int slice) {
       if (slice < slices.count) {
-        copy.start(tile0 + slice % kGramStages * kGramTileBytes + copy_at,
-                   first_channel + slice * kSliceChannels<T> < tokens.channels);
+        const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes + copy_at;
+        const bool within = first_channel + slice * kSliceChannels<T> < tokens.channels;
+        copies[0].start(tile, within);
+        copies[1].start(tile + kGramTile * kTileRowBytes, within);
       }
       commit_copies();
     };
@@ -73,7 +81,7 @@ __global__ __launch_bounds__(kGramThreads,
       __syncthreads();
       const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes;
       begin_products<T>();
-      multiply_slice<T>(sums, tile + group_a, tile + b_at);
+      multiply_columns<T>(sums, tile + a_at, tile + b_at, num_columns);
       commit_products<T>();
       start_slice(slice + kGramStages - 1);  // while the tensor cores work
       wait_products<T>();
@@ -83,17 +91,31 @@ __global__ __launch_bounds__(kGramThreads,
 
 #pragma unroll
     for (int c = 0; c < kGramTile / 8; ++c) {
-      float* const at = partial + (warp * 16 + lane / 4) * kGramPitch + c * 8 + lane % 4 * 2;
+      if (c * 8 >= num_columns) break;
+      float* const at = partial + (warp * 16 + lane / 4) * kGramPitch + first_column + c * 8 + lane % 4 * 2;
       *reinterpret_cast<float2*>(at) = make_float2(sums[c][0], sums[c][1]);
       *reinterpret_cast<float2*>(at + 8 * kGramPitch) = make_float2(sums[c][2], sums[c][3]);
     }
     cluster_sync();
     float* const out = gram + (static_cast<int64_t>(item) * shape.count() + blockIdx.y) * shape.size * shape.size;
-    const int quads = ceil_div(num_b, 4);
-    for (int unit = rank * kGramThreads + threadIdx.x; unit < num_a * quads; unit += ranks * kGramThreads) {
+    const auto total_at = [&](int r, int c) {
+      return cluster_total(reinterpret_cast<const float4*>(partial + r * kGramPitch + c), ranks);
+    };
+    const int quads = ceil_div(num_b, 4), first = rank * kGramThreads + threadIdx.x, step = ranks * kGramThreads;
+    const int num_mirrored = row == column ? max(num_a - kWarpgroupRows, 0) : 0;  // rows whose first columns are others'
+    for (int unit = first; unit < num_a * quads; unit += step) {
       const int r = unit / quads, c = (unit - r * quads) * 4;
-      const float4 total = cluster_total(reinterpret_cast<const float4*>(partial + r * kGramPitch + c), ranks);
-      *reinterpret_cast<float4*>(out + r * shape.size + c) = total;
+      if (num_mirrored > 0 && r >= kWarpgroupRows && c < kWarpgroupRows) continue;
+      *reinterpret_cast<float4*>(out + r * shape.size + c) = total_at(r, c);
+    }
+    for (int unit = first; unit < ceil_div(num_mirrored, 4) * kWarpgroupRows; unit += step) {
+      const int c = unit % kWarpgroupRows, r = kWarpgroupRows + unit / kWarpgroupRows * 4;
+      const float4 total = total_at(c, r);
+      const float parts[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (r + e < num_a) out[(r + e) * shape.size + c] = parts[e];
+      }
     }
     cluster_sync();  // peers have read this block's sums
   }

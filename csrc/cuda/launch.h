@@ -65,8 +65,8 @@ cudaError_t raise_shared_bytes(const DeviceLimits& limits) {
   return cudaSuccess;
 }
 
-// Launches a kernel of this library. It must call wait_for_predecessor() before it touches what another one wrote or
-// may still read.
+// Launches a kernel of this library. It must call wait_for_predecessor() before it touches what the one before it wrote
+// or may still read.
 template <auto kKernel, typename... Args>
 cudaError_t launch(const Launch& launch, Args... args) {
   DeviceLimits limits;

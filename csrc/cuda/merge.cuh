@@ -136,12 +136,12 @@ __device__ __forceinline__ void add_float_tokens(float (&sums)[kGroups][kMergeCo
 
 // Sums, for one tile of channels, the tokens that an item's centres get from share `rank` of `ranks` of the segment's
 // tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the
-// kMergeStages tiles.
-template <typename T, int kGroups>
+// kMergeStages tiles. wait_for_assignments() is called when the first tokens are under way.
+template <typename T, int kGroups, typename Wait>
 __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
                                          const Assignments& assignments, float merge_floor, const MergeItem& item,
                                          int channel_tile, int rank, int ranks, MergeCenter* item_centers,
-                                         unsigned char* tiles) {
+                                         unsigned char* tiles, Wait&& wait_for_assignments) {
   constexpr int kColumns = kMergeColumns<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
   const int num_centers = item.end_center - item.first_center;
@@ -170,35 +170,39 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
   const int64_t row_step = kCopyStep * tokens.row_stride;
   const uint32_t tile0 = shared_address(tiles), copy_at = merge_tile_offset(copy_row, chunk);
   const uint32_t numbers_at = kMergeTokenBytes + numbers_row * kOneHotPitch + numbers_chunk * kVectorBytes;
-  const auto start_tile = [&](int t) {
-    if (t < num_tiles) {
-      const uint32_t tile = tile0 + t % kMergeStages * kMergeTileBytes;
+  const auto start_tokens = [&](int t) {
+    if (t >= num_tiles) return;
+    const uint32_t tile = tile0 + t % kMergeStages * kMergeTileBytes;
 #pragma unroll
-      for (int i = 0; i < kMergeTileRows / kCopyStep; ++i) {
-        const int at = token + i * kCopyStep;
-        const bool present = has_channel && at >= first_token && at < end_token;
-        copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
-      }
-      if (copies_numbers) {
-        const int first = start + t * kMergeTileRows + numbers_chunk * kNumbers, end = first + kNumbers;
-        const bool whole = first >= first_token && end <= end_token, none = end <= first_token || first >= end_token;
-        if (whole || none) {
-          copy_async(tile + numbers_at, numbers, whole);
-        } else {
-          // Another segment shares the vector; it may have fewer anchor frames, and what they lack is not written.
-          uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + t % kMergeStages * kMergeTileBytes + numbers_at);
-          for (int e = 0; e < kNumbers; ++e) {
-            target[e] = first + e >= first_token && first + e < end_token ? numbers[e] : kNoNumber;
-          }
+    for (int i = 0; i < kMergeTileRows / kCopyStep; ++i) {
+      const int at = token + i * kCopyStep;
+      const bool present = has_channel && at >= first_token && at < end_token;
+      copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
+    }
+    source += kMergeTileRows * tokens.row_stride;
+    token += kMergeTileRows;
+  };
+  const auto start_numbers = [&](int t) {
+    if (t < num_tiles && copies_numbers) {
+      const uint32_t tile = tile0 + t % kMergeStages * kMergeTileBytes;
+      const int first = start + t * kMergeTileRows + numbers_chunk * kNumbers, end = first + kNumbers;
+      const bool whole = first >= first_token && end <= end_token, none = end <= first_token || first >= end_token;
+      if (whole || none) {
+        copy_async(tile + numbers_at, numbers, whole);
+      } else {
+        // Another segment shares the vector; it may have fewer anchor frames, and what they lack is not written.
+        uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + t % kMergeStages * kMergeTileBytes + numbers_at);
+        for (int e = 0; e < kNumbers; ++e) {
+          target[e] = first + e >= first_token && first + e < end_token ? numbers[e] : kNoNumber;
         }
       }
-      source += kMergeTileRows * tokens.row_stride;
       numbers += kMergeTileRows;
-      token += kMergeTileRows;
     }
     commit_copies();
   };
-  for (int t = 0; t < kMergeStages - 1; ++t) start_tile(t);
+  for (int t = 0; t < kMergeStages - 1; ++t) start_tokens(t);
+  wait_for_assignments();
+  for (int t = 0; t < kMergeStages - 1; ++t) start_numbers(t);
 
   if (threadIdx.x < num_centers) {
     const int c = item.first_center + threadIdx.x;
@@ -222,7 +226,8 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
     wait_copies<kMergeStages - 2>();
     publish_copies();
     __syncthreads();
-    start_tile(t + kMergeStages - 1);
+    start_tokens(t + kMergeStages - 1);
+    start_numbers(t + kMergeStages - 1);
     const unsigned char* const tile = tiles + t % kMergeStages * kMergeTileBytes;
     if constexpr (std::is_same_v<T, float>) {
       add_float_tokens(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);

@@ -43,7 +43,11 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
   cluster_sync();  // all blocks have started, so that others may write to them
-  wait_for_predecessor();
+  bool waits = true;  // for assignments; the plan is older than the kernel that they come from
+  const auto wait_for_assignments = [&] {
+    if (waits) wait_for_predecessor();
+    waits = false;
+  };
   const int units = plan.totals->items * channel_tiles;
   // The first ticket is the cluster's own number, which saves the way to memory.
   for (int unit = blockIdx.x / ranks; unit < units;) {
@@ -55,12 +59,13 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
       num_centers = item.end_center - item.first_center;
       if (num_centers <= kWarpgroupRows) {
         sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared);
+                       shared, wait_for_assignments);
       } else {
         sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared);
+                       shared, wait_for_assignments);
       }
     }
+    wait_for_assignments();  // for others to start, where there was none to wait for
     if (rank == 0 && threadIdx.x < kWarp) {
       next = __shfl_sync(kFullWarp, next, 0);
       if (threadIdx.x < ranks) *at_rank(&drawn, threadIdx.x) = next;
@@ -69,6 +74,7 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
     unit = drawn;
     cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
+  wait_for_assignments();
 }
 
 // The plan of the op scatter_merge. Grid: over the frames, and a warp a centre for its norm; reads the centres once.

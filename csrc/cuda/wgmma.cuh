@@ -41,6 +41,8 @@ struct TileDescriptor {
 #define FASTVID_SUMS16(s, c) \
   FASTVID_SUMS4(s, c), FASTVID_SUMS4(s, c + 1), FASTVID_SUMS4(s, c + 2), FASTVID_SUMS4(s, c + 3)
 #define FASTVID_SUMS32(s, c) FASTVID_SUMS16(s, c), FASTVID_SUMS16(s, c + 4)
+#define FASTVID_REGISTERS4 "%0,%1,%2,%3"
+#define FASTVID_REGISTERS20 FASTVID_REGISTERS4 ",%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
 #define FASTVID_REGISTERS32                                                                                            \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
   "%31"
@@ -60,6 +62,8 @@ struct TileDescriptor {
                  : "l"(a), "l"(b), "r"(1));                                                                     \
   }
 #define FASTVID_WGMMA_OPS(T, type)                                                                               \
+  FASTVID_WGMMA_TILES(T, type, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))                              \
+  FASTVID_WGMMA_TILES(T, type, 40, FASTVID_REGISTERS20, 20, 21, 22, FASTVID_SUMS16(s, 0), FASTVID_SUMS4(s, 4))   \
   FASTVID_WGMMA_TILES(T, type, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8))   \
   FASTVID_WGMMA_TILES(T, type, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0), FASTVID_SUMS16(s, 8), \
                       FASTVID_SUMS4(s, 12))                                                                      \
@@ -100,16 +104,19 @@ __device__ __forceinline__ void wait_products() {
 #endif
 }
 
-// Adds to sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows from address b, over one
-// slice of both. Between begin_products and commit_products, by all warps of the warpgroup.
-template <typename T, int kColumns>
-__device__ __forceinline__ void multiply_slice(float (&sums)[kColumns][4], uint32_t a, uint32_t b) {
-  static_assert(kColumns == 9 || kColumns == 13 || kColumns == 16, "others are a line of FASTVID_WGMMA_OPS each");
+// Adds to the first kColumns of sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows
+// from address b, over one slice of both. Between begin_products and commit_products, by all warps of the warpgroup.
+template <typename T, int kColumns, int kSums>
+__device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t a, uint32_t b) {
+  static_assert(kColumns == 1 || kColumns == 5 || kColumns == 9 || kColumns == 13 || kColumns == 16,
+                "others are a line of FASTVID_WGMMA_OPS each");
 #ifdef FASTVID_WGMMA
   if constexpr (kByWarpgroup<T>) {
     const TileDescriptor rows(a), columns(b);
 #pragma unroll
     for (int step = 0; step < kTileRowBytes; step += kStepBytes) {
+      if constexpr (kColumns == 1) wgmma8(sums, rows.at(step), columns.at(step), T{});
+      if constexpr (kColumns == 5) wgmma40(sums, rows.at(step), columns.at(step), T{});
       if constexpr (kColumns == 9) wgmma72(sums, rows.at(step), columns.at(step), T{});
       if constexpr (kColumns == 13) wgmma104(sums, rows.at(step), columns.at(step), T{});
       if constexpr (kColumns == 16) wgmma128(sums, rows.at(step), columns.at(step), T{});
@@ -129,6 +136,25 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kColumns][4], uint3
       multiply(sums[c], rows, columns[0], columns[1], T{});
       if (c + 1 < kColumns) multiply(sums[c + 1], rows, columns[2], columns[3], T{});
     }
+  }
+}
+
+// The same with as few columns as hold so many, where that spares the tensor cores something.
+template <typename T, int kSums>
+__device__ __forceinline__ void multiply_columns(float (&sums)[kSums][4], uint32_t a, uint32_t b, int columns) {
+  static_assert(kSums == 16);
+  if (!kByWarpgroup<T>) {
+    multiply_slice<T, 16>(sums, a, b);
+  } else if (columns <= 8) {
+    multiply_slice<T, 1>(sums, a, b);
+  } else if (columns <= 40) {
+    multiply_slice<T, 5>(sums, a, b);
+  } else if (columns <= 72) {
+    multiply_slice<T, 9>(sums, a, b);
+  } else if (columns <= 104) {
+    multiply_slice<T, 13>(sums, a, b);
+  } else {
+    multiply_slice<T, 16>(sums, a, b);
   }
 }
 
