@@ -18,7 +18,7 @@ prune_ms      pruning and gathering, until the language model starts.
 prefill_ms    language model and head over the prompt, for the logits of its last token.
 ttft_ms       wall time of the whole pass and the choice of a token, synchronized.
 decode_ms     wall time of one further token, synchronized.
-peak_bytes    device memory at its highest during the pass, weights included.
+peak_bytes    device memory at its highest during the pass, as requested of the allocator, weights included.
 kv_bytes      of the key-value cache behind the prompt.
 tflops        of the language model over the tokens of one video, as the FastVID paper counts them: all of them, or as
               many as the retention ratio allows.
