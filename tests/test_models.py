@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
 import weakref
@@ -354,6 +355,25 @@ def test_nothing_is_held_while_the_next_prompt_is_encoded(models, head, family):
         hook.remove()
         assert handle.last is not None
     assert alive == [False] * 2
+
+
+@any_family
+def test_a_disabled_handle_goes_with_its_last_reference(models, head, family):
+    """Not with the next round of the garbage collector: until then, what it kept of a prompt would take memory."""
+    model = models(family)
+    gc.collect()
+    gc.disable()
+    try:
+        handle = enable(model, family, head=head)
+        with torch.no_grad():
+            model(**tiny_models.inputs(family, [rows_of(family)[0]]))
+        handle.disable()
+        kept = weakref.ref(handle.last.columns)
+        assert kept() is not None
+        del handle
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 @any_family

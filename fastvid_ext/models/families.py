@@ -40,7 +40,7 @@ class Family:
     Attributes:
         newline: the newline tokens of its videos, as in :func:`fastvid_ext.prune_embeddings`.
         preset: its official parameters.
-        on_encoded: called with what the vision tower encodes, while the device is still busy with that.
+        on_encoded: called with what the vision tower encodes, while the device is still busy with that; None: not.
     """
 
     newline = "none"
@@ -48,7 +48,7 @@ class Family:
 
     def __init__(self, inner: nn.Module) -> None:
         self.inner = inner
-        self.on_encoded: Callable[[EncodedVideos], None] = lambda encoded: None
+        self.on_encoded: Callable[[EncodedVideos], None] | None = None
 
     def hooks(self) -> list[Any]:
         """Register the hooks on the vision tower."""
@@ -64,7 +64,8 @@ class Family:
         """
         if hasattr(output, "to_tuple"):
             output.fastvid = encoded
-        self.on_encoded(encoded)
+        if self.on_encoded is not None:
+            self.on_encoded(encoded)
 
 
 class LlavaOnevision(Family):

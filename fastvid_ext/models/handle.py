@@ -69,6 +69,7 @@ class Handle:
         """Give the model back as it was. Does nothing the second time."""
         while self._hooks:
             self._hooks.pop().remove()
+        self._family.on_encoded = None  # or the handle and the family would hold each other, and `last` with them
 
     def __enter__(self) -> Handle:
         return self
