@@ -112,7 +112,7 @@ def measure(runner: Any, inputs: dict[str, Tensor], config: PruneConfig | None, 
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             total = (clock.synchronize() - start) * 1e3
             samples.append([*clock.spans(), total])
-        # As requested: the allocator counts whole blocks, up to a MiB more than that, as they were left by earlier passes.
+        # Not max_memory_allocated, which counts what the allocator rounds up to.
         peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] if clock.on_gpu else None
         tokens_after, cache = kept(), output.past_key_values
         size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -180,7 +180,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
 #pragma unroll
         for (int m = 0; m < blocks(); ++m) {
           multiply_slice<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
-                            tile + group_row * kTileRowBytes);
+                                       tile + group_row * kTileRowBytes);
         }
         commit_products<T>();
         // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.

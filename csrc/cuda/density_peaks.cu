@@ -120,8 +120,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     if (rows.first < rows.end) {
       load_products<kRowsShared>(work.gram + static_cast<int64_t>(item) * shape.floats(), shape, n, rows, state.norms);
     }
-    const int num_candidates =
-        mark_candidates(n, state, first_takes_part, [&](int t) { return takes_part(frame, t); });
+    const int num_candidates = mark_candidates(n, state, first_takes_part, [&](int t) { return takes_part(frame, t); });
     wait_copies<0>();
     __syncthreads();
     find_peaks(peaks, item, frame, turn, num_candidates, rows, state, exchange, scratch);

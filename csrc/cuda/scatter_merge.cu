@@ -42,7 +42,7 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
   __shared__ MergeCenter item_centers[kMergeCenters];
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  cluster_sync();  // all blocks have started, so that others may write to them
+  cluster_sync();     // all blocks have started, so that others may write to them
   bool waits = true;  // for assignments; the plan is older than the kernel that they come from
   const auto wait_for_assignments = [&] {
     if (waits) wait_for_predecessor();
@@ -58,11 +58,11 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
     if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
       num_centers = item.end_center - item.first_center;
       if (num_centers <= kWarpgroupRows) {
-        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared, wait_for_assignments);
+        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers, shared,
+                       wait_for_assignments);
       } else {
-        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared, wait_for_assignments);
+        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers, shared,
+                       wait_for_assignments);
       }
     }
     wait_for_assignments();  // for others to start, where there was none to wait for
