@@ -102,8 +102,8 @@ __global__ __launch_bounds__(kGramThreads,
       return cluster_total(reinterpret_cast<const float4*>(partial + r * kGramPitch + c), ranks);
     };
     const int quads = ceil_div(num_b, 4), first = rank * kGramThreads + threadIdx.x, step = ranks * kGramThreads;
-    const int num_mirrored =
-        row == column ? max(num_a - kWarpgroupRows, 0) : 0;  // rows whose first columns are others'
+    // On the diagonal, rows past the first 64 take their first columns from the mirror.
+    const int num_mirrored = row == column ? max(num_a - kWarpgroupRows, 0) : 0;
     for (int unit = first; unit < num_a * quads; unit += step) {
       const int r = unit / quads, c = (unit - r * quads) * 4;
       if (num_mirrored > 0 && r >= kWarpgroupRows && c < kWarpgroupRows) continue;

@@ -42,8 +42,9 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
   __shared__ MergeCenter item_centers[kMergeCenters];
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  cluster_sync();     // all blocks have started, so that others may write to them
-  bool waits = true;  // for assignments; the plan is older than the kernel that they come from
+  cluster_sync();  // all blocks have started, so that others may write to them
+  // The plan is older than the kernel that the assignments come from.
+  bool waits = true;
   const auto wait_for_assignments = [&] {
     if (waits) wait_for_predecessor();
     waits = false;
