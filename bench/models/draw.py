@@ -63,7 +63,8 @@ def _panel(axis: Any, bars: Sequence[tuple[str, dict[str, Any] | None]]) -> None
         for stage, (_, color) in STAGES.items():
             axis.barh(place, row[stage] or 0, left=left, height=0.74, color=color)
             left += row[stage] or 0
-        axis.text(left, place, f" {left:.4g} ms", va="center", fontsize=9, color=INK)
+        precision = ".4g" if left < 1e4 else ".0f"
+        axis.text(left, place, f" {left:{precision}} ms", va="center", fontsize=9, color=INK)
     axis.set_yticks(range(len(bars)), [label for label, _ in bars])
     for label, (_, row) in zip(axis.get_yticklabels(), bars):
         label.set_fontweight("bold" if row is None else "normal")
