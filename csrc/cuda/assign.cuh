@@ -56,11 +56,6 @@ __device__ __forceinline__ CenterRange centers_of_pass(const FramePlan& plan, co
           end_anchor >= record.end_anchor ? record.end_center : plan.records[plan.anchors[end_anchor]].center_offset};
 }
 
-// How many of a thread's rows, the first being copy_row, lie within the first `rows` of a tile.
-__device__ __forceinline__ int copies_of(int copy_row, int rows) {
-  return max(0, (rows - copy_row + kAssignCopyStep - 1) / kAssignCopyStep);
-}
-
 // Works on part `part` of `parts` of a frame's tokens, at most shape.rows, in a cluster that shares the channels.
 template <typename T>
 __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
@@ -151,7 +146,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       if (threadIdx.x == 0 || center.number == 0) anchor_centers[center.anchor - tile_centers[0].anchor] = threadIdx.x;
     }
     SliceCopy<T, kAssignCenterCopies, kAssignCopyStep> center_copy;
-    center_copy.rows = copies_of(copy_row, num_centers);
+    center_copy.rows = copies_of<kAssignCopyStep>(copy_row, num_centers);
 #pragma unroll
     for (int i = 0; i < kAssignCenterCopies; ++i) {
       const int c = copy_row + i * kAssignCopyStep;

@@ -38,13 +38,11 @@ __global__ __launch_bounds__(kGramThreads,
   const int ranks = cluster_size(), rank = cluster_rank();
   const Slices slices(tokens.row_bytes(), rank, ranks);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int group = uniform(threadIdx.x / kWarpgroup), first_row = group * kWarpgroupRows;
+  const int first_row = uniform(threadIdx.x / kWarpgroup) * kWarpgroupRows;
   // On the diagonal, columns before a warpgroup's own rows are nobody's: each pair is wanted once.
   const int first_column = row == column ? first_row : 0, num_columns = uniform(shape.size - first_column);
   const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
   constexpr int kCopyStep = kGramThreads / 8, kCopies = kGramTile / kCopyStep;
-  // Rows past the last token are not copied: what stands there ends in products that nobody reads.
-  const auto copies_of = [&](int rows) { return max(0, ceil_div(rows - copy_row, kCopyStep)); };
   const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
   const uint32_t a_at = first_row * kTileRowBytes,
@@ -55,8 +53,9 @@ __global__ __launch_bounds__(kGramThreads,
   for (int item = blockIdx.z; item < frames; item += gridDim.z) {
     const int first_token = (planned ? plan.anchors[item] : item) * tokens.per_frame;
     SliceCopy<T, kCopies, kCopyStep> copies[2];
-    copies[0].rows = copies_of(num_a);
-    copies[1].rows = row == column ? 0 : copies_of(num_b);
+    // Rows past the last token are not copied: what stands there ends in products that nobody reads.
+    copies[0].rows = copies_of<kCopyStep>(copy_row, num_a);
+    copies[1].rows = row == column ? 0 : copies_of<kCopyStep>(copy_row, num_b);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int r = copy_row + i * kCopyStep;

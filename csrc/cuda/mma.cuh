@@ -43,6 +43,12 @@ struct Slices {
   }
 };
 
+// How many of a thread's rows, the first being copy_row and kStep apart, lie within the first `rows` of a tile.
+template <int kStep>
+__device__ __forceinline__ int copies_of(int copy_row, int rows) {
+  return max(0, ceil_div(rows - copy_row, kStep));
+}
+
 // A thread's share of copying rows of tokens into tiles, kTileRowBytes of every row a slice: the same chunk of up to
 // kRows rows that lie kStep apart in the tile. Rows that are missing have to be some valid ones: no use is made of
 // them.
