@@ -13,7 +13,7 @@ from .config import PruneConfig, retained_count
 from .prompt_layout import Grid, PromptLayout, VideoSpan
 from .prompt_order import arrange, video_part, with_newlines
 
-__all__ = ["PromptPruning", "VideoPruning", "mean_features", "norm_saliency", "prune_embeddings", "prune_placed"]
+__all__ = ["PlacedPruning", "PromptPruning", "VideoPruning", "mean_features", "norm_saliency", "prune_embeddings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def prune_embeddings(
         raise ValueError(f"saliency: got {saliency!r}, want 'norm' or one tensor for each video")
     ranked_by = None if isinstance(saliency, str) else _by_video("saliency", saliency, layout)
     compared_by = None if frame_features is None else _by_video("frame_features", frame_features, layout)
-    return prune_placed(inputs_embeds, layout, ranked_by, compared_by, config)
+    return PlacedPruning(layout, ranked_by, compared_by, config)(inputs_embeds)
 
 
 def _by_video(name: str, values: Tensor | Sequence[Tensor], layout: PromptLayout) -> list[Tensor]:
@@ -190,58 +190,71 @@ def _by_video(name: str, values: Tensor | Sequence[Tensor], layout: PromptLayout
     return values
 
 
-def prune_placed(
-    embeddings: Tensor,
-    layout: PromptLayout,
-    saliency: Sequence[Tensor] | None,
-    frame_features: Sequence[Tensor] | None,
-    config: PruneConfig,
-    counts: KeptCounts | None = None,
-) -> tuple[Tensor, PromptPruning]:
-    """:func:`prune_embeddings` where the layout, and maybe the counts, are known already.
+class PlacedPruning:
+    """A pruning of videos whose places are known. All that needs no embeddings is done when it is made, which may be
+    while the device is still busy with what they come from; the call is short.
 
     Args:
-        embeddings: (B, L, D).
         layout: of the prompts.
         saliency: (T, N) of each video; None for "norm".
         frame_features: (T, C) of each video; None for the mean of each frame's tokens.
         config: the parameters.
-        counts: of these frame features; None: they are made here.
     """
-    videos = layout.videos
-    rows_of_batch = embeddings.unbind()
-    tokens = [video.tokens(rows_of_batch[video.row]) for video in videos]
-    if frame_features is None:
-        frame_features = [mean_features(x) for x in tokens]
-    frame_features = [compared_by.to(embeddings.device) for compared_by in frame_features]
-    if all(_keeps_everything(video, config) for video in videos):
-        return embeddings, _nothing_pruned(layout, frame_features, config)
-    if saliency is None:
-        saliency = [norm_saliency(x) for x in tokens]
-    if counts is None and not layout.fixed_length:
-        # Ahead of the pruning, so that its result can be arranged while the device still works on it.
-        counts = KeptCounts(frame_features, [video.tokens_per_frame for video in videos], config)
-    parameters = config.to_kwargs()
-    pruned = [
-        torch.ops.fastvid.prune_padded(x, ranked_by.to(x.device), compared_by, **parameters)
-        for x, ranked_by, compared_by in zip(tokens, saliency, frame_features)
-    ]
-    if not layout.fixed_length:
+
+    def __init__(
+        self,
+        layout: PromptLayout,
+        saliency: Sequence[Tensor] | None,
+        frame_features: Sequence[Tensor] | None,
+        config: PruneConfig,
+    ) -> None:
+        device = layout.columns.device
+        self.layout, self.config = layout, config
+        self._saliency = None if saliency is None else [ranked_by.to(device) for ranked_by in saliency]
+        self._features = self._counts = None
+        self._parameters = config.to_kwargs()
+        self._keeps_everything = all(_keeps_everything(video, config) for video in layout.videos)
+        sure = config.exact_count and layout.attention_mask is None and not any(video.group for video in layout.videos)
+        self._maybe_padded = layout.fixed_length and not sure
+        if frame_features is not None:
+            self._compare_by([compared_by.to(device) for compared_by in frame_features])
+
+    def _compare_by(self, frame_features: list[Tensor]) -> None:
+        self._features = frame_features
+        if not self.layout.fixed_length and not self._keeps_everything:
+            # Ahead of the pruning, so that its result can be arranged while the device still works on it.
+            sizes = [video.tokens_per_frame for video in self.layout.videos]
+            self._counts = KeptCounts(frame_features, sizes, self.config)
+
+    def __call__(self, embeddings: Tensor) -> tuple[Tensor, PromptPruning]:
+        """As :func:`prune_embeddings`, of embeddings (B, L, D)."""
+        layout, saliency = self.layout, self._saliency
+        videos = layout.videos
+        tokens = [video.tokens(embeddings[video.row]) for video in videos]
+        if self._features is None:
+            self._compare_by([mean_features(x) for x in tokens])
+        if self._keeps_everything:
+            return embeddings, _nothing_pruned(layout, self._features, self.config)
+        if saliency is None:
+            saliency = [norm_saliency(x) for x in tokens]
         pruned = [
-            (rows[:count], indices[:count], frame_counts)
-            for (rows, indices, frame_counts), count in zip(pruned, counts.tolist())
+            torch.ops.fastvid.prune_padded(x, ranked_by, compared_by, **self._parameters)
+            for x, ranked_by, compared_by in zip(tokens, saliency, self._features)
         ]
-    parts = [video_part(layout, video, rows, indices) for video, (rows, indices, _) in zip(videos, pruned)]
-    if any(video.group for video in videos):
-        parts = with_newlines(rows_of_batch, layout, parts, [indices for _, indices, _ in pruned])
-    arranged, columns, padded = arrange(rows_of_batch, layout, parts)
-    sure = config.exact_count and layout.attention_mask is None and not any(video.group for video in videos)
-    padded |= layout.fixed_length and not sure
-    reports = tuple(
-        VideoPruning(video.row, video.grid, indices, frame_counts, compared_by, config)
-        for video, (_, indices, frame_counts), compared_by in zip(videos, pruned, frame_features)
-    )
-    return arranged, PromptPruning(columns, layout.length, reports, padded)
+        if self._counts is not None:
+            pruned = [
+                (rows[:count], indices[:count], frame_counts)
+                for (rows, indices, frame_counts), count in zip(pruned, self._counts.tolist())
+            ]
+        parts = [video_part(layout, video, rows, indices) for video, (rows, indices, _) in zip(videos, pruned)]
+        if any(video.group for video in videos):
+            parts = with_newlines(embeddings, layout, parts, [indices for _, indices, _ in pruned])
+        arranged, columns, padded = arrange(embeddings, layout, parts)
+        reports = tuple(
+            VideoPruning(video.row, video.grid, indices, frame_counts, compared_by, self.config)
+            for video, (_, indices, frame_counts), compared_by in zip(videos, pruned, self._features)
+        )
+        return arranged, PromptPruning(columns, layout.length, reports, padded or self._maybe_padded)
 
 
 def _keeps_everything(video: VideoSpan, config: PruneConfig) -> bool:

@@ -19,45 +19,54 @@ Part = tuple[Tensor, Tensor]
 
 def video_part(layout: PromptLayout, video: VideoSpan, rows: Tensor, indices: Tensor) -> Part:
     """The kept tokens of a video, from its rows and indices as ``torch.ops.fastvid.prune_padded`` gives them."""
-    offsets = indices if not video.group else indices + indices.div(video.group, rounding_mode="floor")
     if layout.fixed_length:
-        return rows, torch.where(indices < 0, -1, video.columns.index_select(0, offsets.clamp_min(0)))
-    return rows, video.columns.index_select(0, offsets)
+        offsets = video.offsets(indices).clamp_min(0)
+        return rows, torch.where(indices < 0, -1, video.columns.index_select(0, offsets))
+    if isinstance(video.place, slice):
+        return rows, video.offsets(indices) + video.place.start
+    return rows, video.columns.index_select(0, video.offsets(indices))
 
 
 def with_newlines(
-    embeddings: Sequence[Tensor], layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
+    embeddings: Tensor, layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
 ) -> list[Part]:
     """The parts of the videos with those newline tokens behind whose group a token is kept."""
-    merged = []
-    for video, (rows, columns), kept in zip(layout.videos, parts, indices):
-        newlines = video.newlines(video.columns)
-        alive = torch.zeros(len(newlines) + 1, dtype=torch.bool, device=rows.device)
+    alive = []
+    for video, kept in zip(layout.videos, indices):
+        flags = torch.zeros(video.num_groups + 1, dtype=torch.bool, device=kept.device)
         # An index of -1 is of no group: it lands behind the last one.
-        alive.index_fill_(0, torch.where(kept < 0, len(newlines), kept.div(video.group, rounding_mode="floor")), True)
+        flags.index_fill_(
+            0, torch.where(kept < 0, video.num_groups, kept.div(video.group, rounding_mode="floor")), True
+        )
+        alive.append(flags[:-1])
+    # First of all, so that the host knows it while the device still puts the rows in order.
+    counts = None if layout.fixed_length else HostCopy(torch.stack([flags.sum() for flags in alive]))
+    merged = []
+    for video, flags, (rows, columns) in zip(layout.videos, alive, parts):
+        newlines = video.newlines(video.columns)
         absent = -1 if layout.fixed_length else layout.length
-        columns = torch.cat([columns, torch.where(alive[:-1], newlines, absent)])
-        merged.append((torch.cat([rows, video.newlines(embeddings[video.row][video.place])]), columns))
-    if layout.fixed_length:
+        columns = torch.cat([columns, torch.where(flags, newlines, absent)])
+        merged.append((torch.cat([rows, video.newlines(embeddings[video.row, video.place])]), columns))
+    if counts is None:
         return merged
     ordered = [(rows, *columns.sort()) for rows, columns in merged]
-    parts = [(rows[order], columns) for rows, columns, order in ordered]
-    found = HostCopy(torch.stack([(columns < layout.length).sum() for _, columns in parts]))
-    return [(rows[:count], columns[:count]) for (rows, columns), count in zip(parts, found.tolist())]
+    merged = [(rows.index_select(0, order), columns) for rows, columns, order in ordered]
+    lengths = [len(kept) + count for kept, count in zip(indices, counts.tolist())]
+    return [(rows[:length], columns[:length]) for (rows, columns), length in zip(merged, lengths)]
 
 
-def arrange(embeddings: Sequence[Tensor], layout: PromptLayout, videos: Sequence[Part]) -> tuple[Tensor, Tensor, bool]:
+def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) -> tuple[Tensor, Tensor, bool]:
     """Embeddings (B, K, D), their columns (B, K), -1 at padding, and whether there is any that the host knows of.
 
     Args:
-        embeddings: (L, D) of each row.
+        embeddings: (B, L, D).
         layout: of the prompts.
         videos: what is kept of each.
     """
     left = layout.padding_side == "left"
     rows = [
         [videos[part] if isinstance(part, int) else (own[part.place], part.columns) for part in parts]
-        for own, parts in zip(embeddings, layout.rows)
+        for own, parts in zip(embeddings.unbind(), layout.rows)
     ]
     lengths = [sum(len(columns) for _, columns in parts) for parts in rows]
     longest = max(lengths)

@@ -9,9 +9,8 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from ..budgets import KeptCounts
 from ..config import PruneConfig
-from ..prompt import PromptPruning, prune_placed
+from ..prompt import PlacedPruning, PromptPruning
 from ..prompt_layout import PromptLayout
 from .deepstack import pruned_deepstack
 from .families import EncodedVideos, Family
@@ -118,7 +117,7 @@ class Handle:
             return
         if prompt.images_first:
             prompt.images_first = False
-        elif prompt.layout is None:
+        elif prompt.pruning is None:
             self._place(encoded)
 
     def _place(self, encoded: EncodedVideos | None) -> None:
@@ -129,7 +128,7 @@ class Handle:
         videos = self._family.videos(prompt.call, encoded)
         prompt.videos, prompt.spans = placed(videos, prompt.placeholders, self._family.newline)
         mask = prompt.mask
-        prompt.layout = PromptLayout(
+        layout = PromptLayout(
             prompt.placeholders.shape,
             self._inner.get_input_embeddings().weight.device,
             prompt.spans,
@@ -138,9 +137,7 @@ class Handle:
             attention_mask=None if mask is None or mask.all() else mask,
             padding_side="left" if mask is None or mask[:, -1].all() else "right",
         )
-        if prompt.videos.frame_features is not None:
-            sizes = [video.tokens_per_frame for video in prompt.layout.videos]
-            prompt.counts = KeptCounts(prompt.videos.frame_features, sizes, self.config)
+        prompt.pruning = PlacedPruning(layout, prompt.videos.saliency, prompt.videos.frame_features, self.config)
 
     @torch.compiler.disable
     def _prune(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
@@ -148,10 +145,8 @@ class Handle:
         prompt, self._prompt = self._prompt, None
         if prompt is None:
             return None
-        embeddings, videos = kwargs["inputs_embeds"], prompt.videos
-        pruned, self.last = prune_placed(
-            embeddings, prompt.layout, videos.saliency, videos.frame_features, self.config, prompt.counts
-        )
+        embeddings = kwargs["inputs_embeds"]
+        pruned, self.last = prompt.pruning(embeddings)
         cache = kwargs.get("past_key_values")
         if pruned is embeddings and (noted(cache) is None or prompt.cached == 0):
             note(cache, None)
@@ -159,7 +154,7 @@ class Handle:
         self._pending = Prefill(self.last, kwargs, prompt.cached)
         changed = self._pending.changed(kwargs) | {"inputs_embeds": pruned}
         if kwargs.get("deepstack_visual_embeds") is not None:
-            changed |= pruned_deepstack(embeddings, prompt.spans, videos, self.last, kwargs)
+            changed |= pruned_deepstack(embeddings, prompt.spans, prompt.videos, self.last, kwargs)
         return args, kwargs | changed
 
     @torch.compiler.disable
@@ -188,8 +183,7 @@ class _Prompt:
         self.images_first = call.get("pixel_values") is not None
         self.videos: EncodedVideos | None = None
         self.spans: list[Span] = []
-        self.layout: PromptLayout | None = None
-        self.counts: KeptCounts | None = None
+        self.pruning: PlacedPruning | None = None
 
 
 def _has_video(call: Call) -> bool:

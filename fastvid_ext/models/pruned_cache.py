@@ -117,13 +117,20 @@ class Prefill:
             positions = self._pruning.gather(self.positions)
         else:  # the numbers of the columns
             columns = self._pruning.columns
-            positions = (columns.clamp_min(0) if self._pruning.padded else columns) + self._first
+            positions = columns.clamp_min(0) if self._pruning.padded else columns
+            if self._first:
+                positions = positions + self._first
         changed: Call = {"position_ids": positions}
         if call.get("cache_position") is not None:
             changed["cache_position"] = torch.arange(self.cached, self.shape[1], device=self.device)
         # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
-        needed = self.padded or call.get("attention_mask") is not None or call.get("past_key_values") is None
-        changed["attention_mask"] = self._kept(torch.long) if needed else None
+        mask = call.get("attention_mask")
+        if mask is None and not self.padded and call.get("past_key_values") is not None:
+            changed["attention_mask"] = None
+        elif isinstance(mask, Tensor) and mask.dim() == 2 and not self.padded:
+            changed["attention_mask"] = mask[:, : self.shape[1]]  # as good as any: it masks nothing
+        else:
+            changed["attention_mask"] = self._kept(torch.long)
         return changed
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
