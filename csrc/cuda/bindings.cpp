@@ -181,8 +181,9 @@ struct VideoInput {
   std::vector<int32_t> host;
 };
 
-FramePlan take_plan(Workspace& workspace, int frames, int max_items, int passes) {
+FramePlan take_plan(Workspace& workspace, int frames, int max_items, int passes, const PlanEstimate& estimate = {}) {
   FramePlan plan{};
+  plan.estimate = estimate;
   plan.records = workspace.take<FrameRecord>(frames);
   plan.anchors = workspace.take<int>(frames);
   plan.items = workspace.take<MergeItem>(max_items);
@@ -233,8 +234,9 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   const int anchors = std::min(max_anchors(params.budget, frames), kMergeAnchors);
   const int passes = ceil_div(max_anchors(params.budget, frames), kMergeAnchors);
   const int features_stride = input.view.channels;
+  const PlanEstimate estimate = estimate_plan(params.budget, frames, videos.videos.count, params.min_segments);
   size_t peaks_bytes;
-  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, true, peaks_bytes));
+  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, estimate.anchors, peaks_bytes));
 
   FramePlan plan;
   Centers centers{};
@@ -245,7 +247,7 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
     videos.take(workspace);
-    plan = take_plan(workspace, frames, max_items, passes);
+    plan = take_plan(workspace, frames, max_items, passes, estimate);
     features = frame_features ? nullptr : workspace.take<float>(static_cast<int64_t>(frames) * features_stride);
     similarity = workspace.take<float>(frames);
     ranking.rank = workspace.take<uint16_t>(rows);
@@ -414,7 +416,7 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     using T = decltype(element);
     TokenInput<T> input(tokens);
     size_t peaks_bytes;
-    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, false, peaks_bytes), op);
+    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, input.view.frames, peaks_bytes), op);
     void* peaks_workspace;
     const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
       input.take(workspace);
@@ -477,7 +479,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   Assignments assignments{};
   const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
-    plan = take_plan(workspace, frames, max_items, 1);
+    plan = take_plan(workspace, frames, max_items, 1, {frames, frames});
     centers.list = workspace.take<Center>(num_centers);
     centers.inverse_norms = workspace.take<float>(num_centers);
     centers.flags = workspace.take<uint8_t>(rows);

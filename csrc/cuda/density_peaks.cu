@@ -10,7 +10,8 @@ namespace fastvid {
 namespace {
 
 constexpr int kPeaksBlocksPerMultiprocessor = 2;
-constexpr int kPeaksCluster = 4;  // blocks a frame, where there are clusters; more of them where frames are few
+constexpr int kPeaksLeastCluster = 2;  // blocks a frame, where there are clusters: words can be sent within one only
+constexpr int kStaticBytes = 2048;     // of shared memory, at most
 
 // How a frame of n tokens is laid out over a cluster.
 struct Layout {
@@ -132,24 +133,35 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   }
 }
 
-cudaError_t choose_layout(int frames, int n, bool planned, Layout& layout, int& clusters) {
+// For as many anchor frames as are to be expected.
+cudaError_t choose_layout(int frames, int n, int expected, Layout& layout, int& clusters) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int available = limits.shared_bytes - 2048;  // the kernel's static arrays
+  const int available = limits.shared_bytes - kStaticBytes;
   const int state_bytes = FrameState::bytes(n);
   if (state_bytes > available) return cudaErrorInvalidConfiguration;
-  const int blocks = limits.multiprocessors * kPeaksBlocksPerMultiprocessor;
-  const int64_t busy = planned ? expected_anchors(frames) : frames;
-  layout.cluster = !limits.clusters ? 1 : busy * 2 * kPeaksCluster <= blocks ? 2 * kPeaksCluster : kPeaksCluster;
-  layout.rows_per_rank = ceil_div(ceil_div(n, layout.cluster), 4) * 4;
   layout.pitch = (ceil_div(n, 4) | 1) * 4;
-  const int64_t rows_bytes = static_cast<int64_t>(layout.rows_per_rank) * layout.pitch * sizeof(float);
+  const auto lay_out = [&](int cluster) {
+    layout.cluster = cluster;
+    layout.rows_per_rank = ceil_div(ceil_div(n, cluster), 4) * 4;
+    return static_cast<int64_t>(layout.rows_per_rank) * layout.pitch * static_cast<int64_t>(sizeof(float));
+  };
+  int64_t rows_bytes = lay_out(limits.clusters ? kPeaksLeastCluster : 1);
+  if (limits.clusters) {
+    // As many blocks as it takes for two to fit on a multiprocessor; more where that is quicker.
+    const int half = limits.shared_bytes / kPeaksBlocksPerMultiprocessor - kStaticBytes;
+    while (layout.cluster < kMaxClusterSize && state_bytes + rows_bytes > half)
+      rows_bytes = lay_out(layout.cluster + 1);
+    const UnitCost cost{std::max(n, kMaxClusterSize), 0.36 * n, 1.67};
+    rows_bytes = lay_out(best_cluster(limits, expected, kPeaksBlocksPerMultiprocessor, cost, layout.cluster));
+  }
   layout.rows_shared = state_bytes + rows_bytes <= available;
   layout.shared_bytes = state_bytes + (layout.rows_shared ? static_cast<int>(rows_bytes) : 0);
   // Where there are few, no two share a multiprocessor.
-  if (busy * layout.cluster <= limits.multiprocessors) {
+  if (expected * layout.cluster <= limits.multiprocessors) {
     layout.shared_bytes = std::max(layout.shared_bytes, limits.shared_bytes / 2);
   }
+  const int blocks = limits.multiprocessors * kPeaksBlocksPerMultiprocessor;
   clusters = std::max(1, std::min(frames, blocks / layout.cluster));
   return cudaSuccess;
 }
@@ -160,10 +172,10 @@ size_t gram_bytes(int frames, int n) {
 
 }  // namespace
 
-cudaError_t density_peaks_workspace(int frames, int per_frame, bool planned, size_t& bytes) {
+cudaError_t density_peaks_workspace(int frames, int per_frame, int expected, size_t& bytes) {
   Layout layout;
   int clusters;
-  FASTVID_RETURN_IF_FAILED(choose_layout(frames, per_frame, planned, layout, clusters));
+  FASTVID_RETURN_IF_FAILED(choose_layout(frames, per_frame, expected, layout, clusters));
   bytes = gram_bytes(frames, per_frame);
   if (!layout.rows_shared) bytes += sizeof(float) * clusters * per_frame * layout.pitch;
   return cudaSuccess;
@@ -177,7 +189,8 @@ cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& pe
   float* const rows = gram + gram_bytes(peaks.frames, peaks.per_frame) / sizeof(float);
   Work work{peaks, gram, {}, rows};
   int clusters;
-  FASTVID_RETURN_IF_FAILED(choose_layout(peaks.frames, peaks.per_frame, peaks.planned, work.layout, clusters));
+  const int expected = peaks.planned ? peaks.plan.estimate.anchors : peaks.frames;
+  FASTVID_RETURN_IF_FAILED(choose_layout(peaks.frames, peaks.per_frame, expected, work.layout, clusters));
   const Launch shape{dim3(clusters * work.layout.cluster), kPeaksThreads, static_cast<size_t>(work.layout.shared_bytes),
                      work.layout.cluster, stream};
   return work.layout.rows_shared ? launch<density_peaks_kernel<true>>(shape, work)

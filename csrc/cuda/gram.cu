@@ -126,12 +126,11 @@ __global__ __launch_bounds__(kGramThreads,
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream) {
   const int tiles = GramTiles(tokens.per_frame).count();
-  const int anchors = plan != nullptr ? expected_anchors(tokens.frames) : tokens.frames;
-  constexpr double kFixedSlices = 16;
+  const int anchors = plan != nullptr ? plan->estimate.anchors : tokens.frames;
+  const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 15.0, 1.4};
   int cluster;
-  FASTVID_RETURN_IF_FAILED(choose_cluster<gram_kernel<T>>(tiles * anchors, kGramThreads, kGramStages * kGramTileBytes,
-                                                          ceil_div(tokens.row_bytes(), kTileRowBytes), kFixedSlices,
-                                                          cluster));
+  FASTVID_RETURN_IF_FAILED(
+      choose_cluster<gram_kernel<T>>(tiles * anchors, kGramThreads, kGramStages * kGramTileBytes, cost, cluster));
   const dim3 grid(cluster, tiles, std::min(tokens.frames, 65535));
   return launch<gram_kernel<T>>({grid, kGramThreads, kGramStages * kGramTileBytes, cluster, stream}, tokens,
                                 plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram);

@@ -1,8 +1,6 @@
 // Products of all pairs of tokens of a frame, in square tiles on and above the diagonal.
 #pragma once
 
-#include <algorithm>
-
 #include "pipeline.h"
 
 namespace fastvid {
@@ -22,8 +20,5 @@ struct GramTiles {
     return row * across - row * (row - 1) / 2 + column - row;
   }
 };
-
-// How many anchor frames to expect among so many frames; what is planned on the device is not known to a launch.
-inline int expected_anchors(int frames) { return std::min(frames, std::max(8, frames * 3 / 8)); }
 
 }  // namespace fastvid

@@ -103,11 +103,34 @@ inline int64_t resident_clusters(const DeviceLimits& limits, int blocks, int c) 
   return std::max(1, (limits.multiprocessors * blocks - groups * left_over) / c);
 }
 
-// How many blocks share a unit of work whose slices can be split, so that the whole takes the shortest: waves of
-// clusters, each as long as a block's share of the slices and what comes before and after, `fixed` slices. One cluster
-// too many doubles the time.
+// What a unit of work costs that the blocks of a cluster share.
+struct UnitCost {
+  int slices;      // that can be shared
+  double fixed;    // what comes before and after them, in slices
+  double sharing;  // how much longer blocks take that share a multiprocessor with another
+};
+
+// How many blocks, `least` or more, share a unit so that all units take the shortest. The last wave of clusters may
+// find a multiprocessor for each of its blocks.
+inline int best_cluster(const DeviceLimits& limits, int64_t units, int blocks, const UnitCost& cost, int least = 1) {
+  int best = least;
+  double shortest = 0.0;
+  for (int c = least; c <= std::min(kMaxClusterSize, cost.slices); ++c) {
+    const int64_t resident = resident_clusters(limits, blocks, c), rest = units % resident;
+    const double sharing = blocks > 1 ? cost.sharing : 1.0;
+    const double last = rest == 0 ? 0.0 : rest <= resident_clusters(limits, 1, c) ? 1.0 : sharing;
+    const double time = (units / resident * sharing + last) * (cost.fixed + 1.0 * cost.slices / c);
+    if (shortest == 0.0 || time < shortest) {
+      best = c;
+      shortest = time;
+    }
+  }
+  return best;
+}
+
+// The same for a kernel of which as many blocks fit on a multiprocessor as the device says.
 template <auto kKernel>
-cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, int slices, double fixed, int& cluster) {
+cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, const UnitCost& cost, int& cluster) {
   static std::atomic<uint64_t> cache{0};  // of the last device and shared_bytes: blocks that fit on a multiprocessor
   cluster = 1;
   DeviceLimits limits;
@@ -124,15 +147,7 @@ cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, int 
     packed = key << 8 | static_cast<uint64_t>(std::max(1, blocks));
     cache.store(packed, std::memory_order_relaxed);
   }
-  double least = 0.0;
-  for (int c = 1; c <= kMaxClusterSize && c <= slices; ++c) {
-    const int64_t resident = resident_clusters(limits, static_cast<int>(packed & 0xff), c);
-    const double time = static_cast<double>((units + resident - 1) / resident) * (fixed + 1.0 * slices / c);
-    if (least == 0.0 || time < least) {
-      cluster = c;
-      least = time;
-    }
-  }
+  cluster = best_cluster(limits, units, static_cast<int>(packed & 0xff), cost);
   return cudaSuccess;
 }
 

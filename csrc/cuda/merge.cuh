@@ -19,7 +19,7 @@ constexpr int kMergeHalfBytes = kMergeTileRows * kTileRowBytes;
 static_assert(kMergeCenters == 2 * kWarpgroupRows);  // centres go through the tensor cores by so many rows
 template <typename T>
 constexpr int kMergeColumns = kSliceChannels<T> / 8;  // of the sums of a warp
-constexpr int kMergeCluster = 2;                      // blocks that share an item's tokens, at most
+constexpr int kMergeCluster = 2;                      // blocks that may share an item's tokens
 constexpr int kMergeStages = 4;
 // Assignments of an anchor frame's tokens in a tile; the padding keeps the frames in different banks.
 constexpr int kOneHotPitch = kMergeTileRows * sizeof(uint16_t) + kVectorBytes;

@@ -64,6 +64,7 @@ struct FramePlan {
   PlanTotals* totals;    // (1,)
   int* scratch;          // (plan_scratch(T),) where shared memory does not suffice
   int* tickets;          // (passes,) work units that blocks have taken, per pass of merging
+  PlanEstimate estimate;
 };
 
 // The centres of all frames, in ascending order of token.
@@ -143,8 +144,9 @@ struct DensityPeaks {
   int num_peaks;
   int64_t* peaks;  // (B, num_peaks) or null
 };
-// Bytes of device memory that launch_density_peaks needs, for the products above all.
-cudaError_t density_peaks_workspace(int frames, int per_frame, bool planned, size_t& bytes);
+// Bytes of device memory that launch_density_peaks needs for as many anchor frames as are to be expected, most of them
+// for the products.
+cudaError_t density_peaks_workspace(int frames, int per_frame, int expected, size_t& bytes);
 template <typename T>
 cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
                                  cudaStream_t stream);

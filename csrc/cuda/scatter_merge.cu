@@ -145,11 +145,10 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
     tile = part_tile(tile.centers);
   }
   const size_t shared_bytes = kAssignStages * tile.bytes();
-  constexpr double kFixedSlices = 6;
+  const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
   int cluster;
-  FASTVID_RETURN_IF_FAILED(choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes,
-                                                            ceil_div(tokens.row_bytes(), kTileRowBytes), kFixedSlices,
-                                                            cluster));
+  FASTVID_RETURN_IF_FAILED(
+      choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes, cost, cluster));
   constexpr int kMostFrames = 65535;  // along z
   for (int first = 0; first < tokens.frames; first += kMostFrames) {
     const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
@@ -178,11 +177,12 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int blocks = limits.multiprocessors * kMergeBlocksPerMultiprocessor;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  // Few frames make few units, of very different lengths: more blocks share each.
-  int cluster = 1;
-  while (limits.clusters && cluster < kMergeCluster && tokens.frames * channel_tiles * cluster * 2 <= 16 * blocks) {
-    cluster *= 2;
-  }
+  // Few units, of very different lengths, end sooner where two blocks share each. Short ones are not worth the
+  // barriers.
+  const int segments = plan.estimate.segments;
+  const bool few = segments * channel_tiles <= 2 * blocks;
+  const bool large = tokens.frames * tokens.per_frame / segments >= 9 * kMergeTileRows;
+  const int cluster = limits.clusters && few && large ? kMergeCluster : 1;
   const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
   const int clusters = static_cast<int>(std::min<int64_t>(units, blocks / cluster));
   return launch<merge_kernel<T>>(

@@ -10,7 +10,7 @@
 namespace fastvid {
 namespace {
 
-constexpr int kFeatureWarps = 8;
+constexpr int kFeatureWarps = 16;
 constexpr int kFeatureThreads = kFeatureWarps * kWarp;
 constexpr int kSimilarityThreads = 256;
 constexpr int kSegmentThreads = 1024;
@@ -36,7 +36,7 @@ template <typename T>
 __device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame, int tile, float* features,
                                               int features_stride, float* partial) {
   constexpr int kSize = Vector<T>::kSize;
-  constexpr int kUnroll = 7;
+  constexpr int kUnroll = 6;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int channel = (tile * kWarp + lane) * kSize;
   float sum[kSize] = {};
