@@ -101,18 +101,19 @@ FASTVID_HOST_DEVICE int max_anchors(const BudgetParams& params, int frames) {
 // What to expect of a plan that only the device knows. Launches take the shapes of their grids from it, and with those
 // the order of sums; whatever the plan is, it is carried out.
 struct PlanEstimate {
-  int segments, anchors;
+  int segments, anchors, centers;
 };
 inline PlanEstimate estimate_plan(const BudgetParams& params, int frames, int videos, int min_segments) {
   constexpr int kScene = 8, kRun = 2;  // frames
-  if (frames == 0) return {0, 0};
+  if (frames == 0) return {0, 0, 0};
   const int length = ceil_div(frames, videos < 1 ? 1 : videos), cuts = within(min_segments, length);
   const int segments = cuts > length / kScene ? cuts : length / kScene;
   const int stride = within(params.anchor_stride, length), holders = params.thin ? length / kRun : length;
   // A segment's length is no multiple of the stride: half of it goes with the last anchor frame.
   const int anchors = holders / stride + segments * (stride - 1) / (2 * stride) + 1;
   const auto of_all = [&](int count) { return within(ceil_div(frames, length) * count, frames); };
-  return {of_all(segments), of_all(anchors > segments ? anchors : segments)};
+  const int centers = static_cast<int>(static_cast<double>(frames) * frame_budget(params) * params.context_ratio);
+  return {of_all(segments), of_all(anchors > segments ? anchors : segments), centers};
 }
 
 }  // namespace fastvid

@@ -1,6 +1,7 @@
 // The most similar centre of every token, per anchor frame of its segment.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "block.cuh"
@@ -13,17 +14,16 @@ namespace fastvid {
 
 constexpr int kAssignThreads = 2 * kWarpgroup;  // each warpgroup takes a half of the tokens
 constexpr int kAssignRows = 256;                // tokens of a frame that a cluster compares at a time at most,
-constexpr int kAssignCenters = 192;             // with this many centres
+// with as many centres as one of two kinds of blocks takes. The fewer, the more stages of copies there is room for.
+constexpr int kFewCenters = 2 * kWarpgroupRows, kManyCenters = 3 * kWarpgroupRows;
+constexpr int assign_stages(int centers) { return centers > kFewCenters ? 4 : 5; }
 // Fewer where their sums, with this many tokens, do not fit into registers.
 template <typename T>
 __host__ __device__ constexpr int most_centers(int rows) {
-  return sizeof(T) == 4 || rows > 13 * 16 ? 2 * kWarpgroupRows : kAssignCenters;
+  return sizeof(T) == 4 || rows > 13 * 16 ? kFewCenters : kManyCenters;
 }
-constexpr int kAssignStages = 4;
-constexpr int kAssignAhead = kAssignStages - 2;      // slices that come while one is multiplied and one may still be
 constexpr int kAssignCopyStep = kAssignThreads / 8;  // rows between a thread's copies
 constexpr int kAssignTokenCopies = kAssignRows / kAssignCopyStep;
-constexpr int kAssignCenterCopies = kAssignCenters / kAssignCopyStep;
 
 // What a block holds at a time, of which the slices of a stage take a row each.
 struct AssignTile {
@@ -34,10 +34,10 @@ struct AssignTile {
   // Scores, (centers, pitch), stand where the stages were.
   __host__ __device__ constexpr int pitch() const { return rows + 4; }
   constexpr bool scores_fit() const {
-    return pitch() * centers * static_cast<int>(sizeof(float)) <= kAssignStages * bytes();
+    return pitch() * centers * static_cast<int>(sizeof(float)) <= assign_stages(centers) * bytes();
   }
 };
-static_assert(AssignTile{kAssignRows, kAssignCenters}.scores_fit() && AssignTile{16, kAssignCenters}.scores_fit());
+static_assert(AssignTile{kAssignRows, kManyCenters}.scores_fit() && AssignTile{16, kManyCenters}.scores_fit());
 
 // The best centre so far, by cosine and then by the lower index; NaN is as little as can be. center -1: none.
 struct Choice {
@@ -56,16 +56,20 @@ __device__ __forceinline__ CenterRange centers_of_pass(const FramePlan& plan, co
           end_anchor >= record.end_anchor ? record.end_center : plan.records[plan.anchors[end_anchor]].center_offset};
 }
 
-// Works on part `part` of `parts` of a frame's tokens, at most shape.rows, in a cluster that shares the channels.
-template <typename T>
+// Works on part `part` of `parts` of a frame's tokens, at most shape.rows, in a cluster that shares the channels; on up
+// to kCenters centres at a time.
+template <typename T, int kCenters>
 __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
                                             const Candidates& candidates, const Assignments& assignments,
                                             const Output<T>& output, bool merge_centers, int pass, int frame, int part,
                                             int parts, const AssignTile& shape, unsigned char* shared) {
+  constexpr int kStages = assign_stages(kCenters);
+  constexpr int kAhead = kStages - 2;  // slices that come while one is multiplied and one may still be
+  constexpr int kCenterCopies = kCenters / kAssignCopyStep;
   __shared__ Choice best[2][kAssignRows];  // of the anchor frame that a tile of centres, odd or even, left open
-  __shared__ Center tile_centers[kAssignCenters];
-  __shared__ float inverse_norms[kAssignCenters];  // -1: no centre
-  __shared__ int anchor_centers[kAssignCenters];   // first centre in the tile, of each anchor frame that has some there
+  __shared__ Center tile_centers[kCenters];
+  __shared__ float inverse_norms[kCenters];  // -1: no centre
+  __shared__ int anchor_centers[kCenters];   // first centre in the tile, of each anchor frame that has some there
   __shared__ bool mergeable[kAssignRows], is_center[kAssignRows];
   __shared__ KeptRow kept_rows[kAssignRows];
   __shared__ Counts scratch[kAssignThreads / kWarp];
@@ -86,7 +90,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
   const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
 
   const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
-  const auto slice_tile = [&](int slice) { return tile0 + slice % kAssignStages * shape.bytes() + copy_at; };
+  const auto slice_tile = [&](int slice) { return tile0 + slice % kStages * shape.bytes() + copy_at; };
   const auto is_within = [&](int slice) { return first_channel + slice * kSliceChannels<T> < tokens.channels; };
   const T* const source = tokens.row(frame * n + first_token + copy_row) + first_channel;
   const auto start_tokens = [&](int slice) {
@@ -101,7 +105,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     }
   };
   // Tokens are none of the pipeline's results: they come while the kernels before this one end.
-  for (int slice = 0; slice < kAssignAhead; ++slice) start_tokens(slice);
+  for (int slice = 0; slice < kAhead; ++slice) start_tokens(slice);
   wait_for_predecessor();
   const FrameRecord record = plan.records[frame];
   const CenterRange range = centers_of_pass(plan, record, pass);
@@ -145,10 +149,10 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       const Center center = tile_centers[threadIdx.x];
       if (threadIdx.x == 0 || center.number == 0) anchor_centers[center.anchor - tile_centers[0].anchor] = threadIdx.x;
     }
-    SliceCopy<T, kAssignCenterCopies, kAssignCopyStep> center_copy;
+    SliceCopy<T, kCenterCopies, kAssignCopyStep> center_copy;
     center_copy.rows = copies_of<kAssignCopyStep>(copy_row, num_centers);
 #pragma unroll
-    for (int i = 0; i < kAssignCenterCopies; ++i) {
+    for (int i = 0; i < kCenterCopies; ++i) {
       const int c = copy_row + i * kAssignCopyStep;
       center_copy.source[i] = tokens.row(c < num_centers ? max(tile_centers[c].row, 0) : 0) + first_channel;
     }
@@ -156,7 +160,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       if (slice < slices.count) center_copy.start(slice_tile(slice) + shape.rows * kTileRowBytes, is_within(slice));
       commit_copies();
     };
-    for (int slice = 0; slice < kAssignAhead; ++slice) {
+    for (int slice = 0; slice < kAhead; ++slice) {
       if (t > 0) start_tokens(slice);
       start_centers(slice);
     }
@@ -167,10 +171,10 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     const auto multiply_slices = [&](auto blocks, auto columns) {
       float sums[blocks()][columns()][4] = {};
       for (int slice = 0; slice < slices.count; ++slice) {
-        wait_copies<kAssignAhead - 1>();
+        wait_copies<kAhead - 1>();
         publish_copies();
         __syncthreads();
-        const uint32_t tile = tile0 + slice % kAssignStages * shape.bytes();
+        const uint32_t tile = tile0 + slice % kStages * shape.bytes();
         begin_products<T>();
 #pragma unroll
         for (int m = 0; m < blocks(); ++m) {
@@ -179,13 +183,12 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
         }
         commit_products<T>();
         // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
-        start_tokens(slice + kAssignAhead);
-        start_centers(slice + kAssignAhead);
+        start_tokens(slice + kAhead);
+        start_centers(slice + kAhead);
         if (t == 0) {
           for (int i = copy_row; i < num_kept; i += kAssignCopyStep) {
             const KeptRow kept = kept_rows[i];
-            const unsigned char* const from =
-                shared + slice % kAssignStages * shape.bytes() + tile_offset(kept.row, chunk);
+            const unsigned char* const from = shared + slice % kStages * shape.bytes() + tile_offset(kept.row, chunk);
             write_vector(output.row(kept.output_row), output.channels, first_channel + slice * kSliceChannels<T>,
                          *reinterpret_cast<const Vector<T>*>(from));
           }
@@ -209,7 +212,7 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
       }
     };
     const auto multiply_centers = [&](auto columns) {
-      constexpr int kMostBlocks = most_centers<T>(columns() * 16) / kWarpgroupRows;
+      constexpr int kMostBlocks = std::min(kCenters, most_centers<T>(columns() * 16)) / kWarpgroupRows;
       if (num_centers <= kWarpgroupRows) {
         multiply_slices(std::integral_constant<int, 1>{}, columns);
       } else if (kMostBlocks == 2 || num_centers <= 2 * kWarpgroupRows) {

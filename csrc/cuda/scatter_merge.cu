@@ -16,16 +16,16 @@ constexpr int kStaticSharedBytes = 12 * 1024;  // at most, of the kernels below
 // The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre. Writes the rows that
 // prune keeps as they are on their way.
 // Grid: (cluster, parts of a frame, frames); the blocks of a cluster share the channels. Memory: reads all tokens once
-// per kAssignCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: L2 bandwidth.
-template <typename T>
+// per kCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: L2 bandwidth.
+template <typename T, int kCenters>
 __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
     const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
     const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, bool merge_centers,
     int pass, int first_frame, const AssignTile tile) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  assign_part(tokens, plan, centers, candidates, assignments, output, merge_centers, pass, first_frame + blockIdx.z,
-              blockIdx.y, gridDim.y, tile, shared);
+  assign_part<T, kCenters>(tokens, plan, centers, candidates, assignments, output, merge_centers, pass,
+                           first_frame + blockIdx.z, blockIdx.y, gridDim.y, tile, shared);
 }
 
 // Merged rows of all centres.
@@ -137,26 +137,36 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
     const int rows = ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16;
     return AssignTile{rows, std::min(centers, most_centers<T>(rows))};
   };
+  const auto launch_tile = [&](auto most, const AssignTile& tile) {
+    constexpr auto kKernel = assign_kernel<T, most()>;
+    const size_t shared_bytes = assign_stages(most()) * tile.bytes();
+    const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
+    int cluster;
+    FASTVID_RETURN_IF_FAILED(
+        choose_cluster<kKernel>(tokens.frames * parts, kAssignThreads, shared_bytes, cost, cluster));
+    constexpr int kMostFrames = 65535;  // along z
+    for (int first = 0; first < tokens.frames; first += kMostFrames) {
+      const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
+      FASTVID_RETURN_IF_FAILED(launch<kKernel>({grid, kAssignThreads, shared_bytes, cluster, stream}, tokens, plan,
+                                               centers, candidates, assignments, output, merge_centers, pass, first,
+                                               tile));
+    }
+    return cudaSuccess;
+  };
+  AssignTile tile = part_tile(kFewCenters);
+  const auto fits = [&](int most) { return assign_stages(most) * tile.bytes() <= available; };
+  // Segments differ: where there is room for the mean one alone, many are not taken at once.
+  if (plan.estimate.centers <= plan.estimate.segments * kFewCenters * 3 / 4 && fits(kFewCenters)) {
+    return launch_tile(std::integral_constant<int, kFewCenters>{}, tile);
+  }
   // All centres of most segments at once, where that leaves the frame whole.
-  AssignTile tile = part_tile(kAssignCenters);
-  if (kAssignStages * tile.bytes() > available) tile = part_tile(2 * kWarpgroupRows);
-  while (tile.rows > 16 && kAssignStages * tile.bytes() > available) {
+  tile = part_tile(kManyCenters);
+  if (!fits(kManyCenters)) tile = part_tile(kFewCenters);
+  while (tile.rows > 16 && !fits(kManyCenters)) {
     ++parts;
     tile = part_tile(tile.centers);
   }
-  const size_t shared_bytes = kAssignStages * tile.bytes();
-  const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
-  int cluster;
-  FASTVID_RETURN_IF_FAILED(
-      choose_cluster<assign_kernel<T>>(tokens.frames * parts, kAssignThreads, shared_bytes, cost, cluster));
-  constexpr int kMostFrames = 65535;  // along z
-  for (int first = 0; first < tokens.frames; first += kMostFrames) {
-    const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
-    FASTVID_RETURN_IF_FAILED(launch<assign_kernel<T>>({grid, kAssignThreads, shared_bytes, cluster, stream}, tokens,
-                                                      plan, centers, candidates, assignments, output, merge_centers,
-                                                      pass, first, tile));
-  }
-  return cudaSuccess;
+  return launch_tile(std::integral_constant<int, kManyCenters>{}, tile);
 }
 
 template <typename T>
