@@ -112,10 +112,15 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   cluster_sync();  // all blocks have started, so that others may write to them
   // The plan and the candidates are older than the kernel before this one.
   const int frames = peaks.planned ? peaks.plan.totals->anchors : peaks.frames;
-  const auto frame_of = [&](int item) { return peaks.planned ? peaks.plan.anchors[item] : item; };
   const auto takes_part = [&](int frame, int t) { return t < n && peaks.candidates(frame, t); };
-  int item = cluster, frame = item < frames ? frame_of(item) : 0;
-  bool first_takes_part = item < frames && takes_part(frame, threadIdx.x);
+  int item = cluster, frame = 0;
+  bool first_takes_part = false;  // of the thread's tokens, asked ahead of the frame's turn
+  const auto look_up = [&] {
+    if (item >= frames) return;
+    frame = peaks.planned ? peaks.plan.anchors[item] : item;
+    first_takes_part = takes_part(frame, threadIdx.x);
+  };
+  look_up();
   wait_for_predecessor();
   for (int turn = 0; item < frames; ++turn) {
     if (rows.first < rows.end) {
@@ -127,9 +132,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     find_peaks(peaks, item, frame, turn, num_candidates, rows, state, exchange, scratch);
     __syncthreads();  // the next frame's products come where this one's are
     item += gridDim.x / ranks;
-    if (item >= frames) break;
-    frame = frame_of(item);
-    first_takes_part = takes_part(frame, threadIdx.x);
+    look_up();
   }
 }
 

@@ -30,13 +30,13 @@ struct Exchange {
 };
 
 // Marks which tokens of a frame take part, and gives their number to every thread. The norms must be there; a barrier
-// of the block. `first`: what candidate says of the thread's first token, asked for while the products come.
+// of the block. candidate(t) may be asked past the last token; `first` is what it said of the thread's first one.
 template <typename Candidate>
 __device__ __forceinline__ int mark_candidates(int n, const FrameState& state, bool first, Candidate&& candidate) {
   int count = 0;
   for (int base = 0; base < n; base += blockDim.x) {
     const int t = base + threadIdx.x;
-    const bool takes_part = base == 0 ? first : t < n && candidate(t);
+    const bool takes_part = base == 0 ? first : candidate(t);
     if (t < FrameState::padded(n)) {
       state.marks[t] = takes_part;
       if (!takes_part) {

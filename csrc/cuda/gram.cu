@@ -59,8 +59,8 @@ __global__ __launch_bounds__(kGramThreads,
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int r = copy_row + i * kCopyStep;
-      copies[0].source[i] = tokens.row(first_token + first_a + min(r, num_a - 1)) + first_channel;
-      copies[1].source[i] = tokens.row(first_token + first_b + min(r, num_b - 1)) + first_channel;
+      copies[0].source[i] = tokens.row(first_token + first_a + r) + first_channel;
+      copies[1].source[i] = tokens.row(first_token + first_b + r) + first_channel;
     }
     const auto start_slice = [&](int slice) {
       if (slice < slices.count) {

@@ -63,39 +63,43 @@ __device__ __forceinline__ uint32_t chosen_one(const unsigned char* assignments,
 }
 
 // Adds the tokens of a tile to the sums of the centres that they chose: sixteen centres a warp of each group of
-// kWarpgroupRows. `half` is the part of the tile with the warpgroup's channels.
-template <typename T, int kGroups>
+// kWarpgroupRows. `half` is the part of the tile with the warpgroup's channels. Calls meanwhile() while the tensor cores
+// work.
+template <typename T, int kGroups, typename Meanwhile>
 __device__ __forceinline__ void add_tokens(float (&sums)[kGroups][kMergeColumns<T>][4],
                                            const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,
-                                           const unsigned char* assignments) {
+                                           const unsigned char* assignments, Meanwhile&& meanwhile) {
   const int lane = threadIdx.x % kWarp;
-  constexpr int kBatch = 32;  // tokens whose one-hot rows are held at a time
+  constexpr int kSteps = kMergeTileRows / 16;
+  uint32_t rows[2][kGroups][4];  // one-hot rows of the step at hand, which must stay until it ends, and of the next one
+  const auto make_rows = [&](int step) {
 #pragma unroll
-  for (int row = 0; row < kMergeTileRows; row += kBatch) {
-    uint32_t rows[kBatch / 16][kGroups][4];
+    for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-    for (int k = 0; k < kBatch / 16; ++k) {
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const OneHotRow& mine = one_hot[g][i % 2];
-          const int token = row + k * 16 + lane % 4 * 2 + i / 2 * 8;
-          rows[k][g][i] = chosen_pair(assignments + mine.at + token * sizeof(uint16_t), mine.number, T{});
-        }
+      for (int i = 0; i < 4; ++i) {
+        const OneHotRow& mine = one_hot[g][i % 2];
+        const int token = step * 16 + lane % 4 * 2 + i / 2 * 8;
+        rows[step % 2][g][i] = chosen_pair(assignments + mine.at + token * sizeof(uint16_t), mine.number, T{});
       }
     }
+  };
+  make_rows(0);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
     begin_products<T>();
 #pragma unroll
-    for (int k = 0; k < kBatch / 16; ++k) {
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        multiply_transposed(sums[g], rows[k][g], shared_address(half), row + k * 16, T{});
-      }
+    for (int g = 0; g < kGroups; ++g) {
+      multiply_transposed(sums[g], rows[step % 2][g], shared_address(half), step * 16, T{});
     }
     commit_products<T>();
-    wait_products<T>();
+    if (step == 0) {
+      meanwhile();
+    } else {
+      wait_products<T, 1>();
+    }
+    if (step + 1 < kSteps) make_rows(step + 1);
   }
+  wait_products<T>();
 }
 
 // float32 tokens go in as the sum of two tf32 values, 22 bits together; ones are exact.
@@ -226,13 +230,16 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
     wait_copies<kMergeStages - 2>();
     publish_copies();
     __syncthreads();
-    start_tokens(t + kMergeStages - 1);
-    start_numbers(t + kMergeStages - 1);
     const unsigned char* const tile = tiles + t % kMergeStages * kMergeTileBytes;
+    const auto start_next = [&] {
+      start_tokens(t + kMergeStages - 1);
+      start_numbers(t + kMergeStages - 1);
+    };
     if constexpr (std::is_same_v<T, float>) {
+      start_next();
       add_float_tokens(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);
     } else {
-      add_tokens<T>(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes);
+      add_tokens<T>(sums, one_hot, tile + half * kMergeHalfBytes, tile + kMergeTokenBytes, start_next);
     }
   }
   wait_copies<0>();
