@@ -1,6 +1,8 @@
 // How a segment's budget of tokens is shared among its frames. A batch has fewer than 2^31 tokens, so int holds them.
 #pragma once
 
+#include <cstdint>
+
 #include "host_device.h"
 
 namespace fastvid {
@@ -107,13 +109,16 @@ inline PlanEstimate estimate_plan(const BudgetParams& params, int frames, int vi
   constexpr int kScene = 8, kRun = 2;  // frames
   if (frames == 0) return {0, 0, 0};
   const int length = ceil_div(frames, videos < 1 ? 1 : videos), cuts = within(min_segments, length);
-  const int segments = cuts > length / kScene ? cuts : length / kScene;
-  const int stride = within(params.anchor_stride, length), holders = params.thin ? length / kRun : length;
-  // A segment's length is no multiple of the stride: half of it goes with the last anchor frame.
-  const int anchors = holders / stride + segments * (stride - 1) / (2 * stride) + 1;
-  const auto of_all = [&](int count) { return within(ceil_div(frames, length) * count, frames); };
-  const int centers = static_cast<int>(static_cast<double>(frames) * frame_budget(params) * params.context_ratio);
-  return {of_all(segments), of_all(anchors > segments ? anchors : segments), centers};
+  const int64_t segments = cuts > length / kScene ? cuts : length / kScene;
+  const int64_t stride = within(params.anchor_stride, length), holders = params.thin ? length / kRun : length;
+  // A segment's length is no multiple of the stride: what is left over, half a stride, takes one more anchor frame.
+  const int64_t anchors = holders / stride + segments * (stride - 1) / (2 * stride) + 1;
+  const auto of_all = [&](int64_t a_video) {
+    const int64_t count = ceil_div(frames, length) * a_video;
+    return static_cast<int>(count < frames ? count : frames);
+  };
+  const double centers = static_cast<double>(frames) * frame_budget(params) * params.context_ratio;
+  return {of_all(segments), of_all(anchors > segments ? anchors : segments), static_cast<int>(centers)};
 }
 
 }  // namespace fastvid

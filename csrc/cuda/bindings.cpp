@@ -479,7 +479,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
   Assignments assignments{};
   const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
-    plan = take_plan(workspace, frames, max_items, 1, {frames, frames, static_cast<int>(num_centers)});
+    plan = take_plan(workspace, frames, max_items, 1, {frames, frames, clamped(num_centers)});
     centers.list = workspace.take<Center>(num_centers);
     centers.inverse_norms = workspace.take<float>(num_centers);
     centers.flags = workspace.take<uint8_t>(rows);

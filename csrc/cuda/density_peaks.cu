@@ -153,8 +153,9 @@ cudaError_t choose_layout(int frames, int n, int expected, Layout& layout, int& 
   if (limits.clusters) {
     // As many blocks as it takes for two to fit on a multiprocessor; more where that is quicker.
     const int half = limits.shared_bytes / kPeaksBlocksPerMultiprocessor - kStaticBytes;
-    while (layout.cluster < kMaxClusterSize && state_bytes + rows_bytes > half)
+    while (layout.cluster < kMaxClusterSize && state_bytes + rows_bytes > half) {
       rows_bytes = lay_out(layout.cluster + 1);
+    }
     const UnitCost cost{std::max(n, kMaxClusterSize), 0.36 * n, 1.67};
     rows_bytes = lay_out(best_cluster(limits, expected, kPeaksBlocksPerMultiprocessor, cost, layout.cluster));
   }

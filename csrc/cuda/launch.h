@@ -103,7 +103,7 @@ inline int64_t resident_clusters(const DeviceLimits& limits, int blocks, int c) 
   return std::max(1, (limits.multiprocessors * blocks - groups * left_over) / c);
 }
 
-// What a unit of work costs that the blocks of a cluster share.
+// What a unit of work costs that the blocks of a cluster share, as measured on an H200 (bench/PROFILE.md).
 struct UnitCost {
   int slices;      // that can be shared
   double fixed;    // what comes before and after them, in slices

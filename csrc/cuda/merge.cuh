@@ -63,8 +63,8 @@ __device__ __forceinline__ uint32_t chosen_one(const unsigned char* assignments,
 }
 
 // Adds the tokens of a tile to the sums of the centres that they chose: sixteen centres a warp of each group of
-// kWarpgroupRows. `half` is the part of the tile with the warpgroup's channels. Calls meanwhile() while the tensor cores
-// work.
+// kWarpgroupRows. `half` is the part of the tile with the warpgroup's channels. Calls meanwhile() while the tensor
+// cores work.
 template <typename T, int kGroups, typename Meanwhile>
 __device__ __forceinline__ void add_tokens(float (&sums)[kGroups][kMergeColumns<T>][4],
                                            const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,

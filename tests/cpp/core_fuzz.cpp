@@ -78,6 +78,11 @@ void fuzz_plan(Fuzz& fuzz) {
           params, length);
   if (!params.thin && params.spread_remainder) require(kept == budget * length, "the count is exact", params, length);
   if (!whole) require(anchors <= fastvid::max_anchors(params, length), "max_anchors is one", params, length);
+  const int videos = fuzz.whole(0, 50);
+  const fastvid::PlanEstimate estimate = fastvid::estimate_plan(params, length, videos, fuzz.whole(1, 2147483647));
+  require(estimate.segments >= 1 && estimate.segments <= estimate.anchors && estimate.anchors <= length,
+          "an estimate is possible", params, length);
+  require(estimate.centers >= 0 && estimate.centers <= budget * length, "so are its centres", params, length);
 }
 
 void fuzz_floats(Fuzz& fuzz) {
