@@ -214,7 +214,8 @@ class PlacedPruning:
         self._features = self._counts = None
         self._parameters = config.to_kwargs()
         self._keeps_everything = all(_keeps_everything(video, config) for video in layout.videos)
-        sure = config.exact_count and layout.attention_mask is None and not any(video.group for video in layout.videos)
+        self._has_groups = any(video.group for video in layout.videos)
+        sure = config.exact_count and layout.attention_mask is None and not self._has_groups
         self._maybe_padded = layout.fixed_length and not sure
         if frame_features is not None:
             self._compare_by([compared_by.to(device) for compared_by in frame_features])
@@ -247,7 +248,7 @@ class PlacedPruning:
                 for (rows, indices, frame_counts), count in zip(pruned, self._counts.tolist())
             ]
         parts = [video_part(layout, video, rows, indices) for video, (rows, indices, _) in zip(videos, pruned)]
-        if any(video.group for video in videos):
+        if self._has_groups:
             parts = with_newlines(embeddings, layout, parts, [indices for _, indices, _ in pruned])
         arranged, columns, padded = arrange(embeddings, layout, parts)
         reports = tuple(

@@ -45,14 +45,13 @@ class VideoSpan:
         """N = H * W."""
         return self.grid[1] * self.grid[2]
 
-    @property
-    def num_groups(self) -> int:
-        """Newline tokens, where they stand among its tokens."""
-        return self.grid[0] * self.tokens_per_frame // self.group
+    def groups(self, indices: Tensor) -> Tensor:
+        """The group of each token of these numbers, frame * N + token, where newlines stand among them."""
+        return indices.div(self.group, rounding_mode="floor")
 
     def offsets(self, indices: Tensor) -> Tensor:
-        """Where the tokens of these numbers, frame * N + token, stand among its columns."""
-        return indices + indices.div(self.group, rounding_mode="floor") if self.group else indices
+        """Where the tokens of these numbers stand among its columns."""
+        return indices + self.groups(indices) if self.group else indices
 
     def tokens(self, embeddings: Tensor) -> Tensor:
         """(T, N, D) its tokens in those of its row (L, D): a view, unless others stand among them."""

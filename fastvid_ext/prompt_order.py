@@ -31,21 +31,19 @@ def with_newlines(
     embeddings: Tensor, layout: PromptLayout, parts: Sequence[Part], indices: Sequence[Tensor]
 ) -> list[Part]:
     """The parts of the videos with those newline tokens behind whose group a token is kept."""
+    newlines = [video.newlines(video.columns) for video in layout.videos]
     alive = []
-    for video, kept in zip(layout.videos, indices):
-        flags = torch.zeros(video.num_groups + 1, dtype=torch.bool, device=kept.device)
+    for video, own, kept in zip(layout.videos, newlines, indices):
+        flags = torch.zeros(len(own) + 1, dtype=torch.bool, device=own.device)
         # An index of -1 is of no group: it lands behind the last one.
-        flags.index_fill_(
-            0, torch.where(kept < 0, video.num_groups, kept.div(video.group, rounding_mode="floor")), True
-        )
+        flags.index_fill_(0, torch.where(kept < 0, len(own), video.groups(kept)), True)
         alive.append(flags[:-1])
     # First of all, so that the host knows it while the device still puts the rows in order.
     counts = None if layout.fixed_length else HostCopy(torch.stack([flags.sum() for flags in alive]))
     merged = []
-    for video, flags, (rows, columns) in zip(layout.videos, alive, parts):
-        newlines = video.newlines(video.columns)
-        absent = -1 if layout.fixed_length else layout.length
-        columns = torch.cat([columns, torch.where(flags, newlines, absent)])
+    absent = -1 if layout.fixed_length else layout.length
+    for video, own, flags, (rows, columns) in zip(layout.videos, newlines, alive, parts):
+        columns = torch.cat([columns, torch.where(flags, own, absent)])
         merged.append((torch.cat([rows, video.newlines(embeddings[video.row, video.place])]), columns))
     if counts is None:
         return merged

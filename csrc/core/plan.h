@@ -106,7 +106,7 @@ struct PlanEstimate {
   int segments, anchors, centers;
 };
 inline PlanEstimate estimate_plan(const BudgetParams& params, int frames, int videos, int min_segments) {
-  constexpr int kScene = 8, kRun = 2;  // frames
+  constexpr int kScene = 8, kRun = 2;  // frames that look alike, and so alike that thinning keeps one, as a guess
   if (frames == 0) return {0, 0, 0};
   const int length = ceil_div(frames, videos < 1 ? 1 : videos), cuts = within(min_segments, length);
   const int64_t segments = cuts > length / kScene ? cuts : length / kScene;

@@ -13,8 +13,9 @@
 namespace fastvid {
 
 constexpr int kAssignThreads = 2 * kWarpgroup;  // each warpgroup takes a half of the tokens
-constexpr int kAssignRows = 256;                // tokens of a frame that a cluster compares at a time at most,
-// with as many centres as one of two kinds of blocks takes. The fewer, the more stages of copies there is room for.
+constexpr int kAssignRows = 256;                // tokens of a frame that a cluster compares at a time at most
+// Centres that it compares them with, by one of two kinds of kernel. The fewer, the more stages of copies there is room
+// for.
 constexpr int kFewCenters = 2 * kWarpgroupRows, kManyCenters = 3 * kWarpgroupRows;
 constexpr int assign_stages(int centers) { return centers > kFewCenters ? 4 : 5; }
 // Fewer where their sums, with this many tokens, do not fit into registers.

@@ -114,7 +114,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   const int frames = peaks.planned ? peaks.plan.totals->anchors : peaks.frames;
   const auto takes_part = [&](int frame, int t) { return t < n && peaks.candidates(frame, t); };
   int item = cluster, frame = 0;
-  bool first_takes_part = false;  // of the thread's tokens, asked ahead of the frame's turn
+  bool first_takes_part = false;  // whether the thread's first token does
   const auto look_up = [&] {
     if (item >= frames) return;
     frame = peaks.planned ? peaks.plan.anchors[item] : item;
@@ -189,11 +189,11 @@ template <typename T>
 cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
                                  cudaStream_t stream) {
   float* const gram = static_cast<float*>(workspace);
-  FASTVID_RETURN_IF_FAILED(launch_gram(tokens, peaks.planned ? &peaks.plan : nullptr, gram, stream));
+  const int expected = peaks.planned ? peaks.plan.estimate.anchors : peaks.frames;
+  FASTVID_RETURN_IF_FAILED(launch_gram(tokens, peaks.planned ? &peaks.plan : nullptr, expected, gram, stream));
   float* const rows = gram + gram_bytes(peaks.frames, peaks.per_frame) / sizeof(float);
   Work work{peaks, gram, {}, rows};
   int clusters;
-  const int expected = peaks.planned ? peaks.plan.estimate.anchors : peaks.frames;
   FASTVID_RETURN_IF_FAILED(choose_layout(peaks.frames, peaks.per_frame, expected, work.layout, clusters));
   const Launch shape{dim3(clusters * work.layout.cluster), kPeaksThreads, static_cast<size_t>(work.layout.shared_bytes),
                      work.layout.cluster, stream};

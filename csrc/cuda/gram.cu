@@ -124,19 +124,19 @@ __global__ __launch_bounds__(kGramThreads,
 }  // namespace
 
 template <typename T>
-cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream) {
+cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
+                        cudaStream_t stream) {
   const int tiles = GramTiles(tokens.per_frame).count();
-  const int anchors = plan != nullptr ? plan->estimate.anchors : tokens.frames;
   const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 15.0, 1.4};
   int cluster;
   FASTVID_RETURN_IF_FAILED(
-      choose_cluster<gram_kernel<T>>(tiles * anchors, kGramThreads, kGramStages * kGramTileBytes, cost, cluster));
+      choose_cluster<gram_kernel<T>>(tiles * expected, kGramThreads, kGramStages * kGramTileBytes, cost, cluster));
   const dim3 grid(cluster, tiles, std::min(tokens.frames, 65535));
   return launch<gram_kernel<T>>({grid, kGramThreads, kGramStages * kGramTileBytes, cluster, stream}, tokens,
                                 plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram);
 }
-template cudaError_t launch_gram(const Tokens<float>&, const FramePlan*, float*, cudaStream_t);
-template cudaError_t launch_gram(const Tokens<__half>&, const FramePlan*, float*, cudaStream_t);
-template cudaError_t launch_gram(const Tokens<__nv_bfloat16>&, const FramePlan*, float*, cudaStream_t);
+template cudaError_t launch_gram(const Tokens<float>&, const FramePlan*, int, float*, cudaStream_t);
+template cudaError_t launch_gram(const Tokens<__half>&, const FramePlan*, int, float*, cudaStream_t);
+template cudaError_t launch_gram(const Tokens<__nv_bfloat16>&, const FramePlan*, int, float*, cudaStream_t);
 
 }  // namespace fastvid

@@ -140,12 +140,12 @@ __device__ __forceinline__ void add_float_tokens(float (&sums)[kGroups][kMergeCo
 
 // Sums, for one tile of channels, the tokens that an item's centres get from share `rank` of `ranks` of the segment's
 // tiles; kGroups * kWarpgroupRows centres at most. The sums (centres, kMergeSumPitch) take the place of the
-// kMergeStages tiles. wait_for_assignments() is called when the first tokens are under way.
-template <typename T, int kGroups, typename Wait>
+// kMergeStages tiles. The assignments are waited for when the first tokens are under way.
+template <typename T, int kGroups>
 __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
                                          const Assignments& assignments, float merge_floor, const MergeItem& item,
                                          int channel_tile, int rank, int ranks, MergeCenter* item_centers,
-                                         unsigned char* tiles, Wait&& wait_for_assignments) {
+                                         unsigned char* tiles) {
   constexpr int kColumns = kMergeColumns<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
   const int num_centers = item.end_center - item.first_center;
@@ -205,7 +205,7 @@ __device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers&
     commit_copies();
   };
   for (int t = 0; t < kMergeStages - 1; ++t) start_tokens(t);
-  wait_for_assignments();
+  wait_for_predecessor();
   for (int t = 0; t < kMergeStages - 1; ++t) start_numbers(t);
 
   if (threadIdx.x < num_centers) {

@@ -50,8 +50,7 @@ __device__ __forceinline__ int copies_of(int copy_row, int rows) {
 }
 
 // A thread's share of copying rows of tokens into tiles, kTileRowBytes of every row a slice: the same chunk of up to
-// kRows rows that lie kStep apart in the tile. Rows that are missing have to be some valid ones: no use is made of
-// them.
+// kRows rows that lie kStep apart in the tile. Where fewer are copied, no use is made of the other sources.
 template <typename T, int kRows, int kStep>
 struct SliceCopy {
   static_assert(kStep % 8 == 0, "rows of one thread must be swizzled alike");

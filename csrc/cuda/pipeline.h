@@ -124,9 +124,9 @@ cudaError_t launch_segment_and_plan(const float* similarity, int frames, const S
 
 // ---- gram.cu
 // Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into
-// tiles (gram.cuh).
+// tiles (gram.cuh). As many of those frames are expected; any number will do.
 template <typename T>
-cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, float* gram, cudaStream_t stream);
+cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram, cudaStream_t stream);
 
 // ---- density_peaks.cu
 struct DensityPeaks {

@@ -43,8 +43,8 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
   const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
   const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
   cluster_sync();  // all blocks have started, so that others may write to them
-  // The plan is older than the kernel that the assignments come from; to wait for that again costs nothing.
-  const auto wait_for_assignments = [] { wait_for_predecessor(); };
+  // The plan is older than the predecessor, which leaves the assignments: sum_item waits for those, once an item, at no
+  // cost where they are there.
   const int units = plan.totals->items * channel_tiles;
   // The first ticket is the cluster's own number, which saves the way to memory.
   for (int unit = blockIdx.x / ranks; unit < units;) {
@@ -55,14 +55,14 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
     if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
       num_centers = item.end_center - item.first_center;
       if (num_centers <= kWarpgroupRows) {
-        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers, shared,
-                       wait_for_assignments);
+        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
+                       shared);
       } else {
-        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers, shared,
-                       wait_for_assignments);
+        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
+                       shared);
       }
     }
-    wait_for_assignments();  // for others to start, where there was none to wait for
+    wait_for_predecessor();  // for others to start, where there was no item to wait for
     if (rank == 0 && threadIdx.x < kWarp) {
       next = __shfl_sync(kFullWarp, next, 0);
       if (threadIdx.x < ranks) *at_rank(&drawn, threadIdx.x) = next;
@@ -71,7 +71,7 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
     unit = drawn;
     cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
-  wait_for_assignments();
+  wait_for_predecessor();
 }
 
 // The plan of the op scatter_merge. Grid: over the frames, and a warp a centre for its norm; reads the centres once.
