@@ -8,12 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .budgets import KeptCounts
 from .config import PruneConfig, retained_count
-from .prompt_layout import Grid, PromptLayout, VideoSpan
-from .prompt_order import arrange, video_part, with_newlines
+from .prompt_layout import Grid, PromptLayout
+from .prompt_order import HostCopy, Part, arrange, kept_columns, with_newlines
 
-__all__ = ["PlacedPruning", "PromptPruning", "VideoPruning", "mean_features", "norm_saliency", "prune_embeddings"]
+__all__ = [
+    "PlacedPruning",
+    "PromptPruning",
+    "PrunedVideo",
+    "VideoPruning",
+    "mean_features",
+    "norm_saliency",
+    "prune_embeddings",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +176,17 @@ def prune_embeddings(
         raise ValueError(f"saliency: got {saliency!r}, want 'norm' or one tensor for each video")
     ranked_by = None if isinstance(saliency, str) else _by_video("saliency", saliency, layout)
     compared_by = None if frame_features is None else _by_video("frame_features", frame_features, layout)
-    return PlacedPruning(layout, ranked_by, compared_by, config)(inputs_embeds)
+    videos = [
+        PrunedVideo(
+            video.tokens(inputs_embeds[video.row]),
+            None if ranked_by is None else ranked_by[number],
+            None if compared_by is None else compared_by[number],
+            config,
+            fixed_length,
+        )
+        for number, video in enumerate(layout.videos)
+    ]
+    return PlacedPruning(layout, videos)(inputs_embeds)
 
 
 def _by_video(name: str, values: Tensor | Sequence[Tensor], layout: PromptLayout) -> list[Tensor]:
@@ -190,85 +207,97 @@ def _by_video(name: str, values: Tensor | Sequence[Tensor], layout: PromptLayout
     return values
 
 
-class PlacedPruning:
-    """A pruning of videos whose places are known. All that needs no embeddings is done when it is made, which may be
-    while the device is still busy with what they come from; the call is short.
+class PrunedVideo:
+    """A video, pruned before it is known where in a prompt it stands.
 
     Args:
-        layout: of the prompts.
-        saliency: (T, N) of each video; None for "norm".
-        frame_features: (T, C) of each video; None for the mean of each frame's tokens.
+        tokens: (T, N, D).
+        saliency: (T, N); None for "norm".
+        frame_features: (T, C); None for the mean of each frame's tokens.
         config: the parameters.
+        fixed_length: never ask the device how many tokens are kept.
+
+    Attributes:
+        rows: (n, D) the kept tokens, as many as there may be.
+        indices: (n,) int64, frame * N + token of each, -1 behind those that are kept.
+        frame_counts, frame_features, config: as in :class:`VideoPruning`.
     """
 
     def __init__(
         self,
-        layout: PromptLayout,
-        saliency: Sequence[Tensor] | None,
-        frame_features: Sequence[Tensor] | None,
+        tokens: Tensor,
+        saliency: Tensor | None,
+        frame_features: Tensor | None,
         config: PruneConfig,
+        fixed_length: bool = False,
     ) -> None:
-        device = layout.columns.device
-        self.layout, self.config = layout, config
-        self._saliency = None if saliency is None else [ranked_by.to(device) for ranked_by in saliency]
-        self._features = self._counts = None
-        self._parameters = config.to_kwargs()
-        self._keeps_everything = all(_keeps_everything(video, config) for video in layout.videos)
-        self._has_groups = any(video.group for video in layout.videos)
-        sure = config.exact_count and layout.attention_mask is None and not self._has_groups
-        self._maybe_padded = layout.fixed_length and not sure
-        if frame_features is not None:
-            self._compare_by([compared_by.to(device) for compared_by in frame_features])
+        (frames, size), device = tokens.shape[:2], tokens.device
+        self.config = config
+        self.frame_features = mean_features(tokens) if frame_features is None else frame_features.to(device)
+        self._counts = None
+        if _keeps_everything(frames, 1, size, config):
+            self.rows = tokens.flatten(0, 1)
+            self.indices = torch.arange(frames * size, device=device)
+            self.frame_counts = torch.full((frames,), size, dtype=torch.int32, device=device)
+            return
+        ranked_by = norm_saliency(tokens) if saliency is None else saliency.to(device)
+        self.rows, self.indices, self.frame_counts = torch.ops.fastvid.prune_padded(
+            tokens, ranked_by, self.frame_features, **config.to_kwargs()
+        )
+        if not config.exact_count and not fixed_length:
+            self._counts = HostCopy(self.frame_counts)
 
-    def _compare_by(self, frame_features: list[Tensor]) -> None:
-        self._features = frame_features
-        if not self.layout.fixed_length and not self._keeps_everything:
-            # Ahead of the pruning, so that its result can be arranged while the device still works on it.
-            sizes = [video.tokens_per_frame for video in self.layout.videos]
-            self._counts = KeptCounts(frame_features, sizes, self.config)
+    def count(self) -> int:
+        """How many of the rows are kept, as far as it may be asked for; waits for the device if it has to."""
+        return len(self.rows) if self._counts is None else sum(self._counts.tolist())
+
+
+class PlacedPruning:
+    """The pruned videos of a prompt, in their places. What needs no embeddings is done when it is made, which may be
+    while the device is still busy with the videos; the call is short.
+
+    Args:
+        layout: of the prompts.
+        videos: its videos, pruned.
+    """
+
+    def __init__(self, layout: PromptLayout, videos: Sequence[PrunedVideo]) -> None:
+        self._layout, self._videos = layout, videos
+        self._columns = [kept_columns(layout, span, video.indices) for span, video in zip(layout.videos, videos)]
+        self._keeps_everything = all(
+            _keeps_everything(*span.grid, video.config) for span, video in zip(layout.videos, videos)
+        )
+        has_groups = any(span.group for span in layout.videos)
+        exact = all(video.config.exact_count for video in videos)
+        self._may_be_padded = layout.fixed_length and not (exact and layout.attention_mask is None and not has_groups)
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, PromptPruning]:
         """As :func:`prune_embeddings`, of embeddings (B, L, D)."""
-        layout, saliency = self.layout, self._saliency
-        videos = layout.videos
-        tokens = [video.tokens(embeddings[video.row]) for video in videos]
-        if self._features is None:
-            self._compare_by([mean_features(x) for x in tokens])
+        layout = self._layout
         if self._keeps_everything:
-            return embeddings, _nothing_pruned(layout, self._features, self.config)
-        if saliency is None:
-            saliency = [norm_saliency(x) for x in tokens]
-        pruned = [
-            torch.ops.fastvid.prune_padded(x, ranked_by, compared_by, **self._parameters)
-            for x, ranked_by, compared_by in zip(tokens, saliency, self._features)
-        ]
-        if self._counts is not None:
-            pruned = [
-                (rows[:count], indices[:count], frame_counts)
-                for (rows, indices, frame_counts), count in zip(pruned, self._counts.tolist())
-            ]
-        parts = [video_part(layout, video, rows, indices) for video, (rows, indices, _) in zip(videos, pruned)]
-        if self._has_groups:
-            parts = with_newlines(embeddings, layout, parts, [indices for _, indices, _ in pruned])
-        arranged, columns, padded = arrange(embeddings, layout, parts)
-        reports = tuple(
-            VideoPruning(video.row, video.grid, indices, frame_counts, compared_by, self.config)
-            for video, (_, indices, frame_counts), compared_by in zip(videos, pruned, self._features)
-        )
-        return arranged, PromptPruning(columns, layout.length, reports, padded or self._maybe_padded)
+            arranged, places, padded = embeddings, layout.columns_present(), layout.attention_mask is not None
+        else:
+            arranged, places, padded = arrange(embeddings, layout, self._parts(embeddings))
+        reports = []
+        for span, video in zip(layout.videos, self._videos):
+            indices = video.indices[: video.count()]
+            reports.append(
+                VideoPruning(span.row, span.grid, indices, video.frame_counts, video.frame_features, video.config)
+            )
+        return arranged, PromptPruning(places, layout.length, tuple(reports), padded or self._may_be_padded)
+
+    def _parts(self, embeddings: Tensor) -> list[Part]:
+        parts = []
+        for span, video, columns in zip(self._layout.videos, self._videos, self._columns):
+            rows = video.rows.to(embeddings)
+            if span.group:
+                parts.append(with_newlines(embeddings, span, rows, columns, video.indices))
+            elif self._layout.sorted:
+                parts.append((rows, columns))
+            else:
+                parts.append((rows[: video.count()], columns[: video.count()]))
+        return parts
 
 
-def _keeps_everything(video: VideoSpan, config: PruneConfig) -> bool:
-    return video.grid[0] == 0 or retained_count(1, video.tokens_per_frame, config) == video.tokens_per_frame
-
-
-def _nothing_pruned(layout: PromptLayout, frame_features: Sequence[Tensor], config: PruneConfig) -> PromptPruning:
-    device = layout.columns.device
-    reports = []
-    for video, compared_by in zip(layout.videos, frame_features):
-        frames, count = video.grid[0], video.tokens_per_frame
-        indices = torch.arange(frames * count, device=device)
-        frame_counts = torch.full((frames,), count, dtype=torch.int32, device=device)
-        reports.append(VideoPruning(video.row, video.grid, indices, frame_counts, compared_by, config))
-    padded = layout.attention_mask is not None
-    return PromptPruning(layout.columns_present(), layout.length, tuple(reports), padded)
+def _keeps_everything(frames: int, height: int, width: int, config: PruneConfig) -> bool:
+    return frames == 0 or retained_count(1, height * width, config) == height * width

@@ -324,9 +324,9 @@ def test_last_tells_what_was_kept(models, family):
 @pytest.mark.parametrize("name", [None, *CONFIGS])
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
 def test_few_launches_and_no_sync_before_the_language_model(models, head, family, name):
-    """What can be known earlier is, so that a device never waits there for Python."""
+    """What can be known earlier is, the kept tokens among it, so that a device never waits there for Python."""
     model = models(family)
-    for rows, most in [(rows_of(family)[:1], 7), (rows_of(family)[:3], 14)]:
+    for rows, most in [(rows_of(family)[:1], 3), (rows_of(family)[:3], 9)]:
         batch = tiny_models.inputs(family, rows)
         with (
             watch.before(model.model.language_model, lambda: enable(model, family, CONFIGS.get(name), head)) as watched,
@@ -336,7 +336,6 @@ def test_few_launches_and_no_sync_before_the_language_model(models, head, family
         handle, ops = watched
         assert handle.last.tokens_after < handle.last.tokens_before
         assert ops.waited == []
-        assert ops.launched.count("prune_padded") == len(handle.last.videos)
         assert len(ops.launched) <= most, ops.launched
 
 

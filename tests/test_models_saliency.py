@@ -16,10 +16,11 @@ QWEN = [family for family in tiny_models.FAMILIES if family.startswith("qwen")]
 
 
 def encoded(monkeypatch, model, batch, **arguments):
-    """What the vision tower's hooks gave the pruning of a forward pass."""
+    """The videos that a forward pass encoded."""
     seen = []
-    original = families.Family.keep
-    monkeypatch.setattr(families.Family, "keep", lambda self, *args: (seen.append(args[0]), original(self, *args))[1])
+    family = families.FAMILIES[type(model.model).__name__]
+    original = family.videos
+    monkeypatch.setattr(family, "videos", lambda self, *args: seen.append(original(self, *args)) or seen[-1])
     with fastvid_ext.enable(model, **arguments) as handle, torch.no_grad():
         model(**batch)
     return seen[-1], handle.last
@@ -50,10 +51,10 @@ def test_siglip_pooling_head(monkeypatch, tmp_path, source):
     batch = tiny_models.inputs("llava_onevision", [[5, ("video", grid), 6]])
     wanted, features = pruned_models.llava_encoded(model, siglip, batch)
     found, last = encoded(monkeypatch, model, batch, saliency=given)
-    torch.testing.assert_close(found.saliency[0], wanted[0])
-    torch.testing.assert_close(found.frame_features[0], features[0])
+    torch.testing.assert_close(found[0].saliency, wanted[0])
+    torch.testing.assert_close(found[0].frame_features, features[0])
     torch.testing.assert_close(last.videos[0].frame_features, features[0])
-    assert found.saliency[0].shape == (10, 16)
+    assert found[0].saliency.shape == (10, 16)
     assert not any(name.endswith("probe") for name in model.state_dict()) or source == "tower"
 
 
@@ -78,11 +79,11 @@ def test_mean_query_attention(monkeypatch, family, attention):
     batch = tiny_models.inputs(family, [[5, *(("video", grid) for grid in grids), 6]])
     wanted = pruned_models.qwen_encoded(model, batch)
     found, last = encoded(monkeypatch, model, batch)
-    assert found.grids == [(frames, height // 2, width // 2) for frames, height, width in grids]
-    for got, want in zip(found.saliency, wanted):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(got.sum(1), torch.ones(len(got)))
-    assert [video.grid for video in last.videos] == found.grids
+    assert [video.grid for video in found] == [(frames, height // 2, width // 2) for frames, height, width in grids]
+    for video, want in zip(found, wanted):
+        torch.testing.assert_close(video.saliency, want, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(video.saliency.sum(1), torch.ones(len(want)))
+    assert [video.grid for video in last.videos] == [video.grid for video in found]
 
 
 def test_long_videos_are_attended_in_pieces(monkeypatch):

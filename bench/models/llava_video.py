@@ -28,7 +28,7 @@ class LlavaVideo:
         self.output = model.lm_head
         self.head = PoolingHead(head, model.model.vision_tower)
         self.config: PruneConfig | None = None
-        self.mark: Callable[[], None] = lambda: None
+        self.mark: Callable[[str], None] = lambda phase: None
         self.last: PromptPruning | None = None
 
     @contextlib.contextmanager
@@ -51,13 +51,11 @@ class LlavaVideo:
         start, stop = TEXT_BEFORE, TEXT_BEFORE + block.shape[1]
         embeddings[:, start:stop] = block
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        if self.config is None:
-            self.mark()
-        else:
+        if self.config is not None:
             saliency, features = self.head(hidden)
             side = math.isqrt(saliency.shape[1])
             saliency = _pooled(saliency.unflatten(1, (side * side, 1))).flatten(1)
-            self.mark()
+            self.mark("prune")
             embeddings, self.last = fastvid_ext.prune_embeddings(
                 embeddings,
                 [(row, start, stop) for row in range(batch)],
@@ -69,7 +67,7 @@ class LlavaVideo:
             )
             positions = self.last.gather(positions)
         mask = None if self.last is None or not self.last.padded else self.last.mask.long()
-        self.mark()
+        self.mark("prefill")
         output = self.model.language_model(
             inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=True
         )

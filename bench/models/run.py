@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
+import functools
 import gc
 import itertools
 import statistics
@@ -35,30 +37,33 @@ Row = dict[str, Any]
 
 
 class Clock:
-    """Marks in time: on the device's stream where that is a GPU."""
+    """Marks in time, each the beginning of a phase: on the device's stream where that is a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        self.marks: list[Any] = []
+        self.marks: list[tuple[str, Any]] = []
 
-    def mark(self, *_: Any) -> None:
+    def mark(self, phase: str) -> None:
         if self.on_gpu:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((phase, event))
         else:
-            self.marks.append(time.perf_counter())
+            self.marks.append((phase, time.perf_counter()))
 
     def synchronize(self) -> float:
         if self.on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def spans(self) -> list[float]:
-        """Milliseconds between the marks, which are forgotten."""
+    def phases(self) -> dict[str, float]:
+        """Milliseconds of each phase between the first mark and the last; the marks are forgotten."""
         self.synchronize()
-        pairs = list(itertools.pairwise(self.marks))
+        found: dict[str, float] = collections.defaultdict(float)
+        for (phase, a), (_, b) in itertools.pairwise(self.marks):
+            found[phase] += a.elapsed_time(b) if self.on_gpu else (b - a) * 1e3
         self.marks = []
-        return [a.elapsed_time(b) if self.on_gpu else (b - a) * 1e3 for a, b in pairs]
+        return found
 
 
 class Transformers:
@@ -70,17 +75,29 @@ class Transformers:
     @contextlib.contextmanager
     def pruned(self, config: PruneConfig | None, clock: Clock) -> Iterator[Callable[[], int | None]]:
         """In it, passes are pruned and mark the clock before and behind the pruning; gives the tokens kept."""
-        language_model = self.model.model.language_model
-        hooks = [language_model.register_forward_pre_hook(clock.mark)]
-        handle = None if config is None else fastvid_ext.enable(self.model, config, saliency=self.head)
-        hooks.append(language_model.register_forward_pre_hook(clock.mark))
-        try:
+        inner = self.model.model
+
+        def marked(phase: str, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = encode(*args, **kwargs)
+            clock.mark(phase)
+            return output
+
+        def replaced(phase: str) -> Any:
+            encode = functools.partial(marked, phase, inner.get_video_features)
+            return mock.patch.object(inner, "get_video_features", encode)
+
+        def before(phase: str) -> Any:
+            return inner.language_model.register_forward_pre_hook(lambda *_: clock.mark(phase))
+
+        with contextlib.ExitStack() as stack:
+            handle = None
+            if config is not None:
+                stack.enter_context(replaced("prune"))
+                stack.callback(before("prune").remove)
+                handle = stack.enter_context(fastvid_ext.enable(self.model, config, saliency=self.head))
+                stack.enter_context(replaced("vision"))
+            stack.callback(before("prefill").remove)
             yield lambda: None if handle is None else handle.last.videos[0].tokens_after
-        finally:
-            for hook in hooks:
-                hook.remove()
-            if handle is not None:
-                handle.disable()
 
     def prefill(self, inputs: dict[str, Tensor]) -> Any:
         return self.model(**inputs, use_cache=True, logits_to_keep=1)
@@ -98,7 +115,7 @@ class Transformers:
 @torch.inference_mode()
 def measure(runner: Any, inputs: dict[str, Tensor], config: PruneConfig | None, clock: Clock) -> Row:
     """One row; see the package's docstring."""
-    samples: list[list[float]] = []
+    samples: list[dict[str, float]] = []
     begin = time.perf_counter()
     with runner.pruned(config, clock) as kept:
         while len(samples) <= REPEATS[0] or (len(samples) <= REPEATS[1] and time.perf_counter() - begin < SECONDS):
@@ -106,12 +123,12 @@ def measure(runner: Any, inputs: dict[str, Tensor], config: PruneConfig | None, 
             if clock.on_gpu:
                 torch.cuda.reset_peak_memory_stats()
             start = clock.synchronize()
-            clock.mark()
+            clock.mark("vision")
             output = runner.prefill(inputs)
-            clock.mark()
+            clock.mark("end")
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             total = (clock.synchronize() - start) * 1e3
-            samples.append([*clock.spans(), total])
+            samples.append(clock.phases() | {"ttft": total})
         # Not max_memory_allocated, which counts what the allocator rounds up to.
         peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] if clock.on_gpu else None
         tokens_after, cache = kept(), output.past_key_values
@@ -119,12 +136,12 @@ def measure(runner: Any, inputs: dict[str, Tensor], config: PruneConfig | None, 
         output = None
         decode = _decode_ms(runner, token, cache, clock)
         clock.marks = []
-    vision, prune, prefill, ttft = (statistics.median(column) for column in zip(*samples[1:]))
+    times = {phase: statistics.median(sample[phase] for sample in samples[1:]) for phase in samples[0]}
     return {
-        "vision_ms": vision,
-        "prune_ms": prune if config is not None else None,
-        "prefill_ms": prefill,
-        "ttft_ms": ttft,
+        "vision_ms": times["vision"],
+        "prune_ms": times["prune"] if config is not None else None,
+        "prefill_ms": times["prefill"],
+        "ttft_ms": times["ttft"],
         "decode_ms": decode,
         "peak_bytes": peak,
         "kv_bytes": size,

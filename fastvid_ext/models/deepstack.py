@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import reference
 from ..budgets import budgets
 from ..prompt import PromptPruning, VideoPruning, norm_saliency
-from .families import EncodedVideos
 from .layout import Span
 from .pruned_cache import Call
 
@@ -23,14 +22,14 @@ __all__ = ["pruned_deepstack"]
 
 @torch.no_grad()
 def pruned_deepstack(
-    embeddings: Tensor, spans: Sequence[Span], videos: EncodedVideos, pruning: PromptPruning, call: Call
+    embeddings: Tensor, spans: Sequence[Span], saliency: Sequence[Tensor | None], pruning: PromptPruning, call: Call
 ) -> Call:
     """``visual_pos_masks`` (B, K) and ``deepstack_visual_embeds``, a list of (kept visual tokens, D), for the prompt.
 
     Args:
         embeddings: (B, L, D) of the unpruned prompt.
         spans: columns of each video.
-        videos: what the pruning was made by.
+        saliency: (T, N) of each video; None for "norm".
         pruning: its result.
         call: the arguments of the language model, the unpruned ones.
     """
@@ -41,9 +40,10 @@ def pruned_deepstack(
         block = slice(*columns) if len(columns) == 2 else columns[0].to(embeddings.device)
         frames, height, width = video.grid
         tokens = embeddings[row, block].unflatten(0, (frames, height * width))
-        saliency = norm_saliency(tokens) if videos.saliency is None else videos.saliency[number].to(tokens.device)
+        given = saliency[number]
+        ranked_by = norm_saliency(tokens) if given is None else given.to(tokens.device)
         places = place[row, block]
-        centers, merged = _merged(video, tokens, saliency, [level[places] for level in levels])
+        centers, merged = _merged(video, tokens, ranked_by, [level[places] for level in levels])
         for level, values in zip(levels, merged):
             level[places[centers]] = values
     kept = pruning.gather(visual) & pruning.mask

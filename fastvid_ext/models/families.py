@@ -11,27 +11,38 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PruneConfig
-from ..prompt import mean_features
+from ..prompt import PrunedVideo
+from ..prompt_layout import Grid
 from .saliency import PoolingHead, mean_query_attention, pool_to_grid, window_order
 
-__all__ = ["FAMILIES", "EncodedVideos", "Family", "LlavaOnevision", "QwenVL"]
+__all__ = ["FAMILIES", "EncodedVideo", "Family", "LlavaOnevision", "QwenVL"]
 
 SIGLIP = "google/siglip-so400m-patch14-384"
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedVideos:
-    """What a prune needs to know of the V videos of one call of the vision tower.
+@dataclasses.dataclass
+class EncodedVideo:
+    """What the vision tower makes of a video.
 
     Attributes:
-        grids: (T, H, W) of each, frames and rows and columns of tokens; None where the tower does not know.
-        saliency: (T, N) of each, or of all frames in one; None for "norm".
-        frame_features: (T, C) likewise; None for the mean of the tokens.
+        grid: (T, H, W) frames, and rows and columns of tokens.
+        tokens: (T, N, D).
+        saliency: (T, N); None for "norm".
+        frame_features: (T, C); None for the mean of the tokens.
+        pruned: its kept tokens, once :meth:`prune` was called.
     """
 
-    grids: list[tuple[int, int, int]] | None
-    saliency: list[Tensor] | None
-    frame_features: list[Tensor] | None
+    grid: Grid
+    tokens: Tensor
+    saliency: Tensor | None
+    frame_features: Tensor | None
+    pruned: PrunedVideo | None = None
+
+    def prune(self, config: PruneConfig) -> PrunedVideo:
+        """Its kept tokens, which are made once."""
+        if self.pruned is None or self.pruned.config != config:
+            self.pruned = PrunedVideo(self.tokens, self.saliency, self.frame_features, config)
+        return self.pruned
 
 
 class Family:
@@ -40,7 +51,6 @@ class Family:
     Attributes:
         newline: the newline tokens of its videos, as in :func:`fastvid_ext.prune_embeddings`.
         preset: its official parameters.
-        on_encoded: called with what the vision tower encodes, while the device is still busy with that; None: not.
     """
 
     newline = "none"
@@ -48,24 +58,18 @@ class Family:
 
     def __init__(self, inner: nn.Module) -> None:
         self.inner = inner
-        self.on_encoded: Callable[[EncodedVideos], None] | None = None
 
     def hooks(self) -> list[Any]:
         """Register the hooks on the vision tower."""
         raise NotImplementedError
 
-    def videos(self, call: dict[str, Any], encoded: EncodedVideos) -> EncodedVideos:
-        """The same, by video: a call of the model knows what the tower may not."""
-        return encoded
+    def videos(self, features: Any) -> list[EncodedVideo]:
+        """The videos of the last call of the model's ``get_video_features``, which must be asked for once.
 
-    def keep(self, encoded: EncodedVideos, output: Any) -> None:
-        """Hand over what was encoded, and keep it on the tower's output: `generate` of transformers 5 encodes ahead of
-        the model's call, and hands that on.
+        Args:
+            features: of the videos, as transformers 5 has them in its output's ``pooler_output``.
         """
-        if hasattr(output, "to_tuple"):
-            output.fastvid = encoded
-        if self.on_encoded is not None:
-            self.on_encoded(encoded)
+        raise NotImplementedError
 
 
 class LlavaOnevision(Family):
@@ -76,7 +80,9 @@ class LlavaOnevision(Family):
 
     def __init__(self, inner: nn.Module, saliency: str | nn.Module | None) -> None:
         super().__init__(inner)
-        self.output: Any = None
+        self.frames = 0
+        self.saliency: Tensor | None = None
+        self.frame_features: Tensor | None = None
         self.head = None if saliency == "norm" else self._pooling_head(saliency)
 
     def _pooling_head(self, saliency: str | nn.Module | None) -> PoolingHead:
@@ -98,39 +104,34 @@ class LlavaOnevision(Family):
         return PoolingHead(saliency, tower)
 
     def hooks(self) -> list[Any]:
-        return [
-            self.inner.vision_tower.register_forward_hook(self._keep_output),
-            self.inner.multi_modal_projector.register_forward_pre_hook(self._encode),
-        ]
+        return [self.inner.multi_modal_projector.register_forward_pre_hook(self._rank)]
 
     @torch.compiler.disable
-    def _keep_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.output = output
-
-    @torch.compiler.disable
-    def _encode(self, module: nn.Module, args: tuple[Tensor]) -> None:
-        # The projector takes the features that the model selected; images come first, so the last call is the videos'.
-        saliency = features = None
+    def _rank(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        # The projector takes the features that the model selected, of all frames.
+        self.frames = len(args[0])
         if self.head is not None:
-            weights, pooled = self.head(args[0])
-            saliency, features = [pool_to_grid(weights)], [pooled]
-        self.keep(EncodedVideos(None, saliency, features), self.output)
-        self.output = None
+            weights, self.frame_features = self.head(args[0])
+            self.saliency = pool_to_grid(weights)
 
-    def videos(self, call: dict[str, Any], encoded: EncodedVideos) -> EncodedVideos:
+    def videos(self, features: Any) -> list[EncodedVideo]:
         config = self.inner.config.vision_config
         side = math.ceil(config.image_size // config.patch_size / 2)
-        pixels = call.get("pixel_values_videos")
-        if pixels is not None:
-            count, frames = pixels.shape[:2]
-        else:
-            features = call["mm_encoder_outputs"]["video"].pooler_output
-            count, frames = len(features), features.shape[1] // side**2
-        if encoded.saliency is None:
-            return EncodedVideos([(frames, side, side)] * count, None, None)
-        # Beams repeat the videos after they were encoded, hence the number that was encoded.
-        saliency, compared = encoded.saliency[0].split(frames), encoded.frame_features[0].split(frames)
-        return EncodedVideos([(frames, side, side)] * len(saliency), list(saliency), list(compared))
+        count = len(features)
+        frames = self.frames // count
+        # transformers 5 puts the newline token behind them here, transformers 4 later.
+        tokens = features[:, : frames * side**2].unflatten(1, (frames, side**2))
+        ranked_by, compared_by = self.saliency, self.frame_features
+        self.saliency = self.frame_features = None
+        return [
+            EncodedVideo(
+                (frames, side, side),
+                tokens[i],
+                None if ranked_by is None else ranked_by.unflatten(0, (count, frames))[i],
+                None if compared_by is None else compared_by.unflatten(0, (count, frames))[i],
+            )
+            for i in range(count)
+        ]
 
 
 class QwenVL(Family):
@@ -152,10 +153,7 @@ class QwenVL(Family):
 
     def hooks(self) -> list[Any]:
         visual = self.inner.visual
-        hooks = [
-            visual.register_forward_pre_hook(self._begin, with_kwargs=True),
-            visual.register_forward_hook(self._end),
-        ]
+        hooks = [visual.register_forward_pre_hook(self._begin, with_kwargs=True)]
         if self.attention:
             last = visual.blocks[-1].attn
             hooks += [
@@ -185,8 +183,7 @@ class QwenVL(Family):
         )
         self.position_embeddings = None
 
-    @torch.compiler.disable
-    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def videos(self, features: Any) -> list[EncodedVideo]:
         visual, saliency = self.inner.visual, self.saliency
         merge = visual.spatial_merge_size
         order = None if saliency is None else window_order(visual, self.grid_thw)
@@ -196,18 +193,18 @@ class QwenVL(Family):
             flat = torch.empty_like(flat).scatter_(0, order.to(flat.device), flat)
             parts = flat.split([part.numel() for part in saliency])
             saliency = [part.view(whole.shape) for part, whole in zip(parts, saliency)]
-        grids = [(frames, height // merge, width // merge) for frames, height, width in self.grids]
-        tokens = _merged_tokens(output).split([math.prod(grid) for grid in grids])
-        features = [mean_features(part.unflatten(0, (grid[0], -1))) for part, grid in zip(tokens, grids)]
         self.saliency = self.grid_thw = None
-        self.keep(EncodedVideos(grids, saliency, features), output)
-
-
-def _merged_tokens(output: Any) -> Tensor:
-    """(V, D) the tokens of all videos: transformers 4 gives them alone, or in a tuple with DeepStack's."""
-    if hasattr(output, "pooler_output"):
-        return output.pooler_output
-    return output if isinstance(output, Tensor) else output[0]
+        if not isinstance(features[0], Tensor):  # transformers 4 has Qwen3-VL's in a tuple with DeepStack's
+            features = features[0]
+        return [
+            EncodedVideo(
+                (frames, height // merge, width // merge),
+                tokens.unflatten(0, (frames, height * width // merge**2)),
+                None if saliency is None else saliency[i],
+                None,
+            )
+            for i, (tokens, (frames, height, width)) in enumerate(zip(features, self.grids))
+        ]
 
 
 # By the class that holds vision tower and language model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..config import PruneConfig
 from ..prompt import PlacedPruning, PromptPruning
 from ..prompt_layout import PromptLayout
 from .deepstack import pruned_deepstack
-from .families import EncodedVideos, Family
+from .families import EncodedVideo, Family
 from .layout import Span, placed
 from .pruned_cache import Call, Prefill, cached_length, note, noted
 
@@ -52,7 +53,6 @@ class Handle:
         self._parameters = list(inspect.signature(inner.forward).parameters)
         self._prompt: _Prompt | None = None
         self._pending: Prefill | None = None
-        family.on_encoded = self._encoded
         # By default compiled code is shared by modules of one class, hooks or not, and keeps those it was made with.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._hooks = [
@@ -60,6 +60,7 @@ class Handle:
             language_model.register_forward_pre_hook(self._prune, with_kwargs=True),
             language_model.register_forward_hook(self._note),
             *family.hooks(),
+            _Encoder(inner, self._encoded),
         ]
         if model is not inner:
             self._hooks.append(model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
@@ -68,7 +69,6 @@ class Handle:
         """Give the model back as it was. Does nothing the second time."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._family.on_encoded = None  # or the handle and the family would hold each other, and `last` with them
 
     def __enter__(self) -> Handle:
         return self
@@ -110,34 +110,40 @@ class Handle:
             self._place(getattr(handed, "fastvid", None))
         return None
 
-    def _encoded(self, encoded: EncodedVideos) -> None:
-        """While the device is busy with the vision tower, so that what is done here takes no time."""
-        prompt = self._prompt
-        if prompt is None:  # `generate` of transformers 5 encodes before it calls the model
-            return
-        if prompt.images_first:
-            prompt.images_first = False
-        elif prompt.pruning is None:
-            self._place(encoded)
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _encoded(self, output: Any) -> None:
+        """Behind the vision tower, which the device is still busy with: what is done here takes no time of its own."""
+        features = getattr(output, "pooler_output", output)
+        if self._prompt is None and features is output:
+            return  # nobody would hand them on
+        embedding = self._inner.get_input_embeddings().weight
+        videos = self._family.videos(features)
+        for video in videos:
+            video.tokens = video.tokens.to(embedding)
+            video.prune(self.config)
+        if features is not output:
+            output.fastvid = videos  # `generate` of transformers 5 encodes ahead of the model's call
+        if self._prompt is not None:
+            self._place(videos)
 
-    def _place(self, encoded: EncodedVideos | None) -> None:
+    def _place(self, encoded: list[EncodedVideo] | None) -> None:
         """All of a pruning that can be done without the embeddings."""
         prompt = self._prompt
         if encoded is None:
             raise ValueError("mm_encoder_outputs: got a video that was encoded while pruning was not enabled")
-        videos = self._family.videos(prompt.call, encoded)
-        prompt.videos, prompt.spans = placed(videos, prompt.placeholders, self._family.newline)
+        prompt.videos, prompt.spans = placed(encoded, prompt.placeholders, self._family.newline)
         mask = prompt.mask
         layout = PromptLayout(
             prompt.placeholders.shape,
             self._inner.get_input_embeddings().weight.device,
             prompt.spans,
-            grid=prompt.videos.grids,
+            grid=[video.grid for video in prompt.videos],
             newline=self._family.newline,
             attention_mask=None if mask is None or mask.all() else mask,
             padding_side="left" if mask is None or mask[:, -1].all() else "right",
         )
-        prompt.pruning = PlacedPruning(layout, prompt.videos.saliency, prompt.videos.frame_features, self.config)
+        prompt.pruning = PlacedPruning(layout, [video.prune(self.config) for video in prompt.videos])
 
     @torch.compiler.disable
     def _prune(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
@@ -154,7 +160,8 @@ class Handle:
         self._pending = Prefill(self.last, kwargs, prompt.cached)
         changed = self._pending.changed(kwargs) | {"inputs_embeds": pruned}
         if kwargs.get("deepstack_visual_embeds") is not None:
-            changed |= pruned_deepstack(embeddings, prompt.spans, prompt.videos, self.last, kwargs)
+            saliency = [video.saliency for video in prompt.videos]
+            changed |= pruned_deepstack(embeddings, prompt.spans, saliency, self.last, kwargs)
         return args, kwargs | changed
 
     @torch.compiler.disable
@@ -166,22 +173,40 @@ class Handle:
             note(cache, pending.noted(getattr(self._inner, "rope_deltas", None)))
 
 
+class _Encoder:
+    """Stands in for the ``get_video_features`` of a model, whose videos it hands over, until it is removed."""
+
+    def __init__(self, inner: nn.Module, encoded: Callable[[Any], None]) -> None:
+        self._inner, self._encode, self._encoded = inner, inner.get_video_features, encoded
+        self._before = vars(inner).get("get_video_features")  # what somebody else put there
+        self.__signature__ = inspect.signature(self._encode)  # by which `generate` chooses arguments
+        inner.get_video_features = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._encode(*args, **kwargs)
+        self._encoded(output)
+        return output
+
+    def remove(self) -> None:
+        if self._before is None:
+            del self._inner.get_video_features
+        else:
+            self._inner.get_video_features = self._before
+
+
 class _Prompt:
     """What is known of a prompt before its embeddings are there: read back here, and placed when it is encoded.
 
     Attributes:
-        call: the arguments of the model.
         placeholders: (B, L) bool on the host, where the tokens of videos go.
         mask: (B, L) bool on the host, False at padding; None where the prompt came without.
         cached: slots of the cache that are taken already.
-        images_first: whether the vision tower has yet to encode the prompt's images, which come before its videos.
     """
 
     def __init__(self, call: Call, placeholders: Tensor, mask: Tensor | None) -> None:
-        self.call, self.placeholders, self.mask = call, placeholders, mask
+        self.placeholders, self.mask = placeholders, mask
         self.cached = int(cached_length(call.get("past_key_values")))
-        self.images_first = call.get("pixel_values") is not None
-        self.videos: EncodedVideos | None = None
+        self.videos: list[EncodedVideo] = []
         self.spans: list[Span] = []
         self.pruning: PlacedPruning | None = None
 

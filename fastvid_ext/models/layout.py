@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..prompt_layout import num_newlines
-from .families import EncodedVideos
+from .families import EncodedVideo
 
 __all__ = ["Span", "placed"]
 
 Span = tuple[int, int, int] | tuple[int, Tensor]
 
 
-def placed(encoded: EncodedVideos, placeholders: Tensor, newline: str) -> tuple[EncodedVideos, list[Span]]:
+def placed(
+    encoded: Sequence[EncodedVideo], placeholders: Tensor, newline: str
+) -> tuple[list[EncodedVideo], list[Span]]:
     """The videos in the order of a batch, and the span of each, as :func:`fastvid_ext.prune_embeddings` takes them.
 
     Placeholders take the videos' tokens row by row. Beam search encodes first and repeats the rows then, so each row
@@ -28,22 +31,22 @@ def placed(encoded: EncodedVideos, placeholders: Tensor, newline: str) -> tuple[
     Raises:
         ValueError: the tokens of the videos do not fill the placeholders.
     """
-    sizes = [math.prod(grid) + num_newlines(grid, newline) for grid in encoded.grids]
+    sizes = [math.prod(video.grid) + num_newlines(video.grid, newline) for video in encoded]
     columns = [row.nonzero().flatten() for row in placeholders]
     wanted, given = sum(map(len, columns)), sum(sizes)
     repeats, rest = divmod(wanted, given) if given else (0, wanted)
     if rest or repeats == 0 or len(columns) % repeats:
         raise ValueError(f"input_ids: got {wanted} places for the tokens of videos, want {given}, as were encoded")
     spans: list[Span] = []
-    order: list[int] = []
+    videos: list[EncodedVideo] = []
     first = 0
     for row in range(0, len(columns), repeats):
         ends = _fitted(sizes[first:], len(columns[row]))
         for copy in range(row, row + repeats):
             spans += [_span(copy, columns[copy][begin:end]) for begin, end in zip([0, *ends], ends)]
-            order += range(first, first + len(ends))
+            videos += encoded[first : first + len(ends)]
         first += len(ends)
-    return _picked(encoded, order), spans
+    return videos, spans
 
 
 def _fitted(sizes: list[int], room: int) -> list[int]:
@@ -64,9 +67,3 @@ def _span(row: int, columns: Tensor) -> Span:
         return row, int(columns[0]), int(columns[-1]) + 1
     return row, columns
 
-
-def _picked(encoded: EncodedVideos, order: list[int]) -> EncodedVideos:
-    def pick(values: list | None) -> list | None:
-        return None if values is None else [values[i] for i in order]
-
-    return EncodedVideos(pick(encoded.grids), pick(encoded.saliency), pick(encoded.frame_features))

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 import fastvid_ext
 from fastvid_ext.models.deepstack import pruned_deepstack
-from fastvid_ext.models.families import EncodedVideos
 from helpers import tiny_models
 
 
@@ -136,11 +135,10 @@ def pruned(model, family, batch, config, head=None, saliency=None) -> Fed:
     assert start == len(columns)
     deepstack = {}
     if fed.get("deepstack_visual_embeds") is not None:
-        encoded = EncodedVideos(grids, weights, None)
         _, pruning = fastvid_ext.prune_embeddings(
             embeddings, spans, grid=grids, saliency=weights or "norm", config=config
         )
-        deepstack = pruned_deepstack(embeddings, spans, encoded, pruning, fed)
+        deepstack = pruned_deepstack(embeddings, spans, weights or [None] * len(grids), pruning, fed)
     return Fed(merged[kept][None], positions[..., kept], deepstack, next_position(model, length, positions))
 
 
