@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -247,6 +248,7 @@ class PrunedVideo:
         if not config.exact_count and not fixed_length:
             self._counts = HostCopy(self.frame_counts)
 
+    @functools.cached_property
     def count(self) -> int:
         """How many of the rows are kept, as far as it may be asked for; waits for the device if it has to."""
         return len(self.rows) if self._counts is None else sum(self._counts.tolist())
@@ -280,7 +282,7 @@ class PlacedPruning:
             arranged, places, padded = arrange(embeddings, layout, self._parts(embeddings))
         reports = []
         for span, video in zip(layout.videos, self._videos):
-            indices = video.indices[: video.count()]
+            indices = video.indices[: video.count]
             reports.append(
                 VideoPruning(span.row, span.grid, indices, video.frame_counts, video.frame_features, video.config)
             )
@@ -295,7 +297,7 @@ class PlacedPruning:
             elif self._layout.sorted:
                 parts.append((rows, columns))
             else:
-                parts.append((rows[: video.count()], columns[: video.count()]))
+                parts.append((rows[: video.count], columns[: video.count]))
         return parts
 
 
