@@ -38,9 +38,7 @@ def kept_columns(layout: PromptLayout, video: VideoSpan, indices: Tensor) -> Ten
     return offsets + video.place.start
 
 
-def with_newlines(
-    embeddings: Tensor, video: VideoSpan, rows: Tensor, columns: Tensor, indices: Tensor
-) -> Part:
+def with_newlines(embeddings: Tensor, video: VideoSpan, rows: Tensor, columns: Tensor, indices: Tensor) -> Part:
     """The rows (n, D) and columns (n,) of a video and of its newline tokens; -1 is the column of those behind whose
     group no token is kept.
     """

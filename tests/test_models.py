@@ -390,6 +390,46 @@ def test_disabled_is_as_before(models, family):
         assert repr(handle).startswith("<fastvid_ext pruning, disabled in")
         assert torch.equal(model(**batch).logits, wanted)
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+    assert "get_video_features" not in vars(model.model)
+
+
+def test_a_wrapper_of_somebody_else_stays(models):
+    family = "qwen2_vl"
+    inner = models(family).model
+    batch = tiny_models.inputs(family, [rows_of(family)[0]])
+    calls = []
+    wrapper = inner.get_video_features = lambda *a, **k: (
+        calls.append(a) or type(inner).get_video_features(inner, *a, **k)
+    )
+    try:
+        with enable(models(family), family) as handle, torch.no_grad():
+            models(family)(**batch)
+        assert handle.last.tokens_after < handle.last.tokens_before
+        assert len(calls) == 1
+        assert inner.get_video_features is wrapper
+    finally:
+        del inner.get_video_features
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 takes no encoded videos")
+def test_a_video_encoded_ahead_is_pruned_as_asked_for_last(models):
+    family = "qwen2_vl"
+    model = models(family)
+    batch = tiny_models.inputs(family, [rows_of(family)[0]])
+    pixels, grid = batch.pop("pixel_values_videos"), batch["video_grid_thw"]
+    with torch.no_grad():
+        with enable(model, family, PruneConfig(retention_ratio=0.5)):
+            encoded = model.model.get_video_features(pixels, grid, return_dict=True)
+        for ratio in (0.25, 0.5):
+            with enable(model, family, PruneConfig(retention_ratio=ratio)) as handle:
+                model(**batch, mm_encoder_outputs={"video": encoded})
+            assert handle.last.tokens_after == 10 * int(24 * ratio)
+        plain = model.model.get_video_features(pixels, grid, return_dict=True)
+        with (
+            enable(model, family),
+            pytest.raises(ValueError, match=r"^mm_encoder_outputs: got a video that was encoded while pruning was not"),
+        ):
+            model(**batch, mm_encoder_outputs={"video": plain})
 
 
 def test_default_parameters_are_the_official_ones(models, head):

@@ -115,7 +115,7 @@ def test_enabled_on_the_gpu_as_on_the_cpu(family, options):
 )
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
 def test_no_sync_between_vision_tower_and_language_model(family, config):
-    """And the number of tokens that was read back before the pruning is the number that it keeps."""
+    """And the number of tokens that was copied to the host is the number that is kept."""
     from helpers import watch
 
     model, batch, saliency = tiny(family)

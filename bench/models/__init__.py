@@ -12,9 +12,9 @@ plain PyTorch in place of the ops.
 
 How each field of a row is measured; times are medians in milliseconds:
 
-vision_ms     from the start of the forward pass to the language model's: vision tower, projector, scattering of the
-              tokens; and on the pruned paths the saliency, the frame features, and how many tokens will be kept.
-prune_ms      pruning and gathering, until the language model starts.
+vision_ms     from the start of the forward pass to the language model's, less prune_ms: vision tower, projector,
+              scattering of the tokens; and on the pruned paths the saliency.
+prune_ms      pruning, behind the vision tower, and putting the prompt together, in front of the language model.
 prefill_ms    language model and head over the prompt, for the logits of its last token.
 ttft_ms       wall time of the whole pass and the choice of a token, synchronized.
 decode_ms     wall time of one further token, synchronized.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ class Handle:
             language_model.register_forward_pre_hook(self._prune, with_kwargs=True),
             language_model.register_forward_hook(self._note),
             *family.hooks(),
-            _Encoder(inner, self._encoded),
+            _Encoder(inner, self),
         ]
         if model is not inner:
             self._hooks.append(model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
@@ -103,7 +102,7 @@ class Handle:
                 "model: got a video in training mode with gradients, but pruning has no backward pass; want "
                 "model.eval() or torch.no_grad(), or the pruning disabled"
             )
-        self.last = None  # whose memory the vision tower may need
+        self.last = None
         self._prompt = _Prompt(call, _placeholders(module, call), _padding_mask(call))
         handed = (call.get("mm_encoder_outputs") or {}).get("video")
         if handed is not None:
@@ -174,17 +173,18 @@ class Handle:
 
 
 class _Encoder:
-    """Stands in for the ``get_video_features`` of a model, whose videos it hands over, until it is removed."""
+    """Stands in for the ``get_video_features`` of a model, and tells a handle what it returns, until it is removed."""
 
-    def __init__(self, inner: nn.Module, encoded: Callable[[Any], None]) -> None:
-        self._inner, self._encode, self._encoded = inner, inner.get_video_features, encoded
+    def __init__(self, inner: nn.Module, handle: Handle) -> None:
+        self._inner, self._encode, self._handle = inner, inner.get_video_features, handle
         self._before = vars(inner).get("get_video_features")  # what somebody else put there
         self.__signature__ = inspect.signature(self._encode)  # by which `generate` chooses arguments
         inner.get_video_features = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._handle.last = None  # whose memory the vision tower may need
         output = self._encode(*args, **kwargs)
-        self._encoded(output)
+        self._handle._encoded(output)
         return output
 
     def remove(self) -> None:

@@ -66,4 +66,3 @@ def _span(row: int, columns: Tensor) -> Span:
     if len(columns) and int(columns[-1] - columns[0]) + 1 == len(columns):
         return row, int(columns[0]), int(columns[-1]) + 1
     return row, columns
-
