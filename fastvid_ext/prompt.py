@@ -269,9 +269,8 @@ class PlacedPruning:
         self._keeps_everything = all(
             _keeps_everything(*span.grid, video.config) for span, video in zip(layout.videos, videos)
         )
-        has_groups = any(span.group for span in layout.videos)
-        exact = all(video.config.exact_count for video in videos)
-        self._may_be_padded = layout.fixed_length and not (exact and layout.attention_mask is None and not has_groups)
+        exact = all(video.config.exact_count for video in videos) and not layout.has_groups
+        self._may_be_padded = layout.fixed_length and not (exact and layout.attention_mask is None)
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, PromptPruning]:
         """As :func:`prune_embeddings`, of embeddings (B, L, D)."""
@@ -294,7 +293,7 @@ class PlacedPruning:
             rows = video.rows.to(embeddings)
             if span.group:
                 parts.append(with_newlines(embeddings, span, rows, columns, video.indices))
-            elif self._layout.sorted:
+            elif self._layout.fixed_length:
                 parts.append((rows, columns))
             else:
                 parts.append((rows[: video.count], columns[: video.count]))

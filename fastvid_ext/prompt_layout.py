@@ -81,8 +81,9 @@ class PromptLayout:
         batch, length: (B, L).
         videos: in the order of ``video_spans``.
         rows: what stands in each row of the batch, videos by number, without what is known to be padding.
-        sorted: whether that is in the order of the columns only when it has been sorted: where a video does not stand
-            in one piece, newlines stand in it, or what is not kept becomes padding.
+        has_groups: whether newline tokens stand among those of a video.
+        sorted: whether that is in the order of the columns only when it has been sorted: then, or where a video does
+            not stand in one piece, or where what is not kept becomes padding.
         columns: (B, L) int64 on the device, the number of each column; with ``fixed_length``, -1 at padding.
         attention_mask, padding_side, fixed_length: as in ``prune_embeddings``.
     """
@@ -122,7 +123,9 @@ class PromptLayout:
         if attention_mask is not None and not fixed_length:
             text &= attention_mask.to("cpu", torch.bool)
         self.rows = [self._row(row, text[row]) for row in range(self.batch)]
-        self.sorted = fixed_length or any(isinstance(video.place, Tensor) or video.group for video in self.videos)
+        self.has_groups = any(video.group for video in self.videos)
+        in_pieces = any(isinstance(video.place, Tensor) for video in self.videos)
+        self.sorted = fixed_length or self.has_groups or in_pieces
 
     def columns_present(self) -> Tensor:
         """(B, L) the number of each column, -1 at padding."""

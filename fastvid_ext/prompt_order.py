@@ -56,7 +56,7 @@ def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) ->
     Args:
         embeddings: (B, L, D).
         layout: of the prompts.
-        videos: what is kept of each; in a prompt that is to be sorted, with columns of -1 for what is not there after
+        videos: what is kept of each; with newline tokens or a fixed length, columns are -1 for what is not there after
             all.
     """
     left = layout.padding_side == "left"
@@ -76,7 +76,7 @@ def arrange(embeddings: Tensor, layout: PromptLayout, videos: Sequence[Part]) ->
     gathered = torch.cat([part for parts in prompts for part, _ in parts]).view(len(prompts), longest, -1)
     if not layout.sorted:
         return gathered, places, min(lengths) < longest
-    present = None if layout.fixed_length else HostCopy((places >= 0).sum(1))
+    present = HostCopy((places >= 0).sum(1)) if layout.has_groups and not layout.fixed_length else None
     places, order = (places if left else torch.where(places < 0, layout.length, places)).sort(1)
     absent = places < 0 if left else places == layout.length
     order = torch.where(absent, order[:, -1:] if left else order[:, :1], order)
