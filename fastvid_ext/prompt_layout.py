@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NEWLINES", "Grid", "PromptLayout", "Text", "VideoSpan", "num_newlines"]
+__all__ = ["NEWLINES", "Grid", "PromptLayout", "Text", "VideoSpan", "num_newlines", "to_device"]
 
 NEWLINES = ("none", "one", "grid", "frame")
 Grid = tuple[int, int, int]
@@ -20,6 +20,13 @@ def num_newlines(grid: Grid, newline: str) -> int:
     """Newline tokens that a video of this grid holds."""
     frames, height, _ = grid
     return {"none": 0, "one": 1, "grid": frames * height, "frame": frames}[newline]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same there, without waiting for what the device is busy with, as a copy from memory that can be paged may."""
+    if device.type == "cuda" and not (values.is_cuda or torch.cuda.is_current_stream_capturing()):
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,7 @@ class PromptLayout:
         for number, (span, shape) in enumerate(zip(video_spans, _grids(grid, len(video_spans)))):
             row, place = _placed(f"video_spans[{number}]", span, shape, newline, text)
             if isinstance(place, Tensor):
-                place = place.to(device, non_blocking=True)
+                place = to_device(place, device)
             group = {"grid": shape[2], "frame": shape[1] * shape[2]}.get(newline, 0)
             self.videos.append(VideoSpan(row, shape, place, self.columns[row, place], group))
         if attention_mask is not None and not fixed_length:
@@ -137,7 +144,7 @@ class PromptLayout:
     def _row(self, row: int, text: Tensor) -> list[Text | int]:
         numbers = [number for number, video in enumerate(self.videos) if video.row == row]
         if any(isinstance(self.videos[number].place, Tensor) for number in numbers):  # to be sorted in any case
-            place = text.nonzero().flatten().to(self.columns.device, non_blocking=True)
+            place = to_device(text.nonzero().flatten(), self.columns.device)
             return [Text(place, self.columns[row, place]), *numbers]
         edges = F.pad(text.int(), (1, 1)).diff().nonzero().flatten().tolist()
         runs = [slice(begin, end) for begin, end in zip(edges[::2], edges[1::2])]

@@ -393,22 +393,45 @@ def test_disabled_is_as_before(models, family):
     assert "get_video_features" not in vars(model.model)
 
 
-def test_a_wrapper_of_somebody_else_stays(models):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_wrapper_of_somebody_else_stays(models, first):
+    """Whether it was there before or came later."""
     family = "qwen2_vl"
-    inner = models(family).model
+    model, inner = models(family), models(family).model
     batch = tiny_models.inputs(family, [rows_of(family)[0]])
-    calls = []
-    wrapper = inner.get_video_features = lambda *a, **k: (
-        calls.append(a) or type(inner).get_video_features(inner, *a, **k)
-    )
+    handle = None if first else enable(model, family)
+    calls, encode = [], inner.get_video_features
+    wrapper = inner.get_video_features = lambda *args, **kwargs: calls.append(args) or encode(*args, **kwargs)
     try:
-        with enable(models(family), family) as handle, torch.no_grad():
-            models(family)(**batch)
-        assert handle.last.tokens_after < handle.last.tokens_before
-        assert len(calls) == 1
-        assert inner.get_video_features is wrapper
+        handle = handle or enable(model, family)
+        with torch.no_grad():
+            model(**batch)
+            assert handle.last.tokens_after < handle.last.tokens_before
+            handle.disable()
+            assert inner.get_video_features is wrapper
+            assert model(**batch).logits.shape[1] == batch["input_ids"].shape[1]
+        assert len(calls) == 2
     finally:
         del inner.get_video_features
+
+
+@any_family
+def test_a_call_that_failed_leaves_nothing(models, family):
+    """Its prompt is not taken for that of the next video."""
+    model = models(family)
+    tower = model.model.vision_tower if family == "llava_onevision" else model.model.visual
+    first, second = (tiny_models.inputs(family, [rows_of(family)[i]]) for i in (3, 0))
+
+    def fail(*_):
+        raise MemoryError
+
+    with enable(model, family):
+        wanted = model.generate(**second, max_new_tokens=3, do_sample=False)
+        hook = tower.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError), torch.no_grad():
+            model(**first)
+        hook.remove()
+        assert torch.equal(model.generate(**second, max_new_tokens=3, do_sample=False), wanted)
 
 
 @pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 takes no encoded videos")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import PruneConfig
 from ..prompt import PrunedVideo
-from ..prompt_layout import Grid
+from ..prompt_layout import Grid, to_device
 from .saliency import PoolingHead, mean_query_attention, pool_to_grid, window_order
 
 __all__ = ["FAMILIES", "EncodedVideo", "Family", "LlavaOnevision", "QwenVL"]
@@ -147,7 +147,6 @@ class QwenVL(Family):
                 "last block of its vision tower"
             )
         self.attention = saliency is None
-        self.grid_thw: Tensor | None = None
         self.position_embeddings: Any = None
         self.saliency: list[Tensor] | None = None
 
@@ -164,8 +163,8 @@ class QwenVL(Family):
 
     @torch.compiler.disable
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.grid_thw = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-        self.grids = [tuple(grid) for grid in self.grid_thw.tolist()]
+        grid_thw = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        self.grids = [tuple(grid) for grid in grid_thw.tolist()]
 
     @torch.compiler.disable
     def _keep_positions(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -186,14 +185,14 @@ class QwenVL(Family):
     def videos(self, features: Any) -> list[EncodedVideo]:
         visual, saliency = self.inner.visual, self.saliency
         merge = visual.spatial_merge_size
-        order = None if saliency is None else window_order(visual, self.grid_thw)
+        order = None if saliency is None else window_order(visual, torch.tensor(self.grids))
         if order is not None:
             # The blocks saw the tokens window by window.
             flat = torch.cat([part.flatten() for part in saliency])
-            flat = torch.empty_like(flat).scatter_(0, order.to(flat.device), flat)
+            flat = torch.empty_like(flat).scatter_(0, to_device(order, flat.device), flat)
             parts = flat.split([part.numel() for part in saliency])
             saliency = [part.view(whole.shape) for part, whole in zip(parts, saliency)]
-        self.saliency = self.grid_thw = None
+        self.saliency = None
         if not isinstance(features[0], Tensor):  # transformers 4 has Qwen3-VL's in a tuple with DeepStack's
             features = features[0]
         return [

@@ -60,6 +60,7 @@ class Handle:
             language_model.register_forward_hook(self._note),
             *family.hooks(),
             _Encoder(inner, self),
+            inner.register_forward_hook(self._end, always_call=True),
         ]
         if model is not inner:
             self._hooks.append(model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
@@ -110,7 +111,6 @@ class Handle:
         return None
 
     @torch.compiler.disable
-    @torch.no_grad()
     def _encoded(self, output: Any) -> None:
         """Behind the vision tower, which the device is still busy with: what is done here takes no time of its own."""
         features = getattr(output, "pooler_output", output)
@@ -161,7 +161,14 @@ class Handle:
         if kwargs.get("deepstack_visual_embeds") is not None:
             saliency = [video.saliency for video in prompt.videos]
             changed |= pruned_deepstack(embeddings, prompt.spans, saliency, self.last, kwargs)
+        for video in prompt.videos:
+            video.pruned = None  # `generate` holds on to what was encoded
         return args, kwargs | changed
+
+    @torch.compiler.disable
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Behind the model, also where it failed: what is encoded from now on is of another prompt."""
+        self._prompt = self._pending = None
 
     @torch.compiler.disable
     def _note(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -176,18 +183,24 @@ class _Encoder:
     """Stands in for the ``get_video_features`` of a model, and tells a handle what it returns, until it is removed."""
 
     def __init__(self, inner: nn.Module, handle: Handle) -> None:
-        self._inner, self._encode, self._handle = inner, inner.get_video_features, handle
+        self._inner, self._encode = inner, inner.get_video_features
+        self._handle: Handle | None = handle
         self._before = vars(inner).get("get_video_features")  # what somebody else put there
         self.__signature__ = inspect.signature(self._encode)  # by which `generate` chooses arguments
         inner.get_video_features = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._handle is None:
+            return self._encode(*args, **kwargs)
         self._handle.last = None  # whose memory the vision tower may need
         output = self._encode(*args, **kwargs)
         self._handle._encoded(output)
         return output
 
     def remove(self) -> None:
+        self._handle = None
+        if vars(self._inner).get("get_video_features") is not self:
+            return  # somebody else took its place and may still call it
         if self._before is None:
             del self._inner.get_video_features
         else:
