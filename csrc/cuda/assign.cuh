@@ -64,8 +64,8 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
                                             const Candidates& candidates, const Assignments& assignments,
                                             const Output<T>& output, bool merge_centers, int pass, int frame, int part,
                                             int parts, const AssignTile& shape, unsigned char* shared) {
-  constexpr int kStages = assign_stages(kCenters);
-  constexpr int kAhead = kStages - 2;  // slices that come while one is multiplied and one may still be
+  constexpr int kStages = assign_stages(kCenters) - kByParts<T>;  // low parts take the place of the last one
+  constexpr int kAhead = assign_stages(kCenters) - 2;  // slices that come while one is multiplied and one may still be
   constexpr int kCenterCopies = kCenters / kAssignCopyStep;
   __shared__ Choice best[2][kAssignRows];  // of the anchor frame that a tile of centres, odd or even, left open
   __shared__ Center tile_centers[kCenters];
@@ -167,36 +167,80 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     }
     if (t == 0) list_tokens();  // while they come
 
+    const auto write_kept = [&](int slice) {
+      if (t > 0) return;
+      for (int i = copy_row; i < num_kept; i += kAssignCopyStep) {
+        const KeptRow kept = kept_rows[i];
+        const unsigned char* const from = shared + slice % kStages * shape.bytes() + tile_offset(kept.row, chunk);
+        write_vector(output.row(kept.output_row), output.channels, first_channel + slice * kSliceChannels<T>,
+                     *reinterpret_cast<const Vector<T>*>(from));
+      }
+    };
     // Products of the centres, by 64, with the first eights of tokens of each half; static numbers for the sake of the
     // inner loop. Rows past the last token or centre hold what they will: no score comes of them.
     const auto multiply_slices = [&](auto blocks, auto columns) {
       float sums[blocks()][columns()][4] = {};
-      for (int slice = 0; slice < slices.count; ++slice) {
+      if constexpr (kByParts<T>) {
+        // Low parts come by halves of a slice: one is written while the other is multiplied.
+        const int low_tile = kStages * shape.bytes();
+        const auto write_low = [&](int slice, int h) {
+          write_low_parts<kAssignThreads, kAssignRows + most_centers<T>(kAssignRows)>(
+              shared + slice % kStages * shape.bytes(), shared + low_tile, shape.rows + num_centers, h);
+        };
         wait_copies<kAhead - 1>();
-        publish_copies();
         __syncthreads();
-        const uint32_t tile = tile0 + slice % kStages * shape.bytes();
-        begin_products<T>();
+        write_low(0, 0);
+        for (int slice = 0; slice < slices.count; ++slice) {
+          const uint32_t tile = tile0 + slice % kStages * shape.bytes();
 #pragma unroll
-        for (int m = 0; m < blocks(); ++m) {
-          multiply_slice<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
-                                       tile + group_row * kTileRowBytes);
-        }
-        commit_products<T>();
-        // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
-        start_tokens(slice + kAhead);
-        start_centers(slice + kAhead);
-        if (t == 0) {
-          for (int i = copy_row; i < num_kept; i += kAssignCopyStep) {
-            const KeptRow kept = kept_rows[i];
-            const unsigned char* const from = shared + slice % kStages * shape.bytes() + tile_offset(kept.row, chunk);
-            write_vector(output.row(kept.output_row), output.channels, first_channel + slice * kSliceChannels<T>,
-                         *reinterpret_cast<const Vector<T>*>(from));
+          for (int h = 0; h < 2; ++h) {
+            publish_copies();
+            __syncthreads();
+            begin_products<Tf32>();
+#pragma unroll
+            for (int m = 0; m < blocks(); ++m) {
+              const int center_at = (shape.rows + m * kWarpgroupRows) * kTileRowBytes;
+              const int token_at = group_row * kTileRowBytes;
+              multiply_parts<columns()>(sums[m], tile + center_at, tile + token_at, tile0 + low_tile + center_at,
+                                        tile0 + low_tile + token_at, h);
+            }
+            commit_products<Tf32>();
+            wait_products<Tf32, 1>();
+            if (h == 1) wait_copies<kAhead - 2>();  // of the next slice: its low parts come next
+            // From here on nobody's products need the other half's low parts, nor the slice before this one.
+            __syncthreads();
+            if (h == 0) {
+              write_low(slice, 1);
+              start_tokens(slice + kAhead);
+            } else {
+              if (slice + 1 < slices.count) write_low(slice + 1, 0);
+              start_centers(slice + kAhead);
+              write_kept(slice);
+            }
           }
         }
-        wait_products<T, 1>();
+        wait_products<Tf32>();
+      } else {
+        for (int slice = 0; slice < slices.count; ++slice) {
+          wait_copies<kAhead - 1>();
+          publish_copies();
+          __syncthreads();
+          const uint32_t tile = tile0 + slice % kStages * shape.bytes();
+          begin_products<T>();
+#pragma unroll
+          for (int m = 0; m < blocks(); ++m) {
+            multiply_slice<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
+                                         tile + group_row * kTileRowBytes);
+          }
+          commit_products<T>();
+          // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
+          start_tokens(slice + kAhead);
+          start_centers(slice + kAhead);
+          write_kept(slice);
+          wait_products<T, 1>();
+        }
+        wait_products<T>();
       }
-      wait_products<T>();
       wait_copies<0>();
       __syncthreads();
 #pragma unroll

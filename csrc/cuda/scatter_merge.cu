@@ -152,7 +152,9 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   AssignTile tile = part_tile(kFewCenters);
   const auto fits = [&](int most) { return assign_stages(most) * tile.bytes() <= available; };
   // Segments differ: where there is room for the mean one alone, many are not taken at once.
-  if (plan.estimate.centers / plan.estimate.segments <= kFewCenters * 3 / 4 && fits(kFewCenters)) {
+  const bool few = most_centers<T>(tile.rows) == kFewCenters ||
+                   plan.estimate.centers / plan.estimate.segments <= kFewCenters * 3 / 4;
+  if (few && fits(kFewCenters)) {
     return launch_tile(std::integral_constant<int, kFewCenters>{}, tile);
   }
   // All centres of most segments at once, where that leaves the frame whole.

@@ -23,9 +23,15 @@ __device__ __forceinline__ void publish_copies() {
 #endif
 }
 
+// Float32 as the tensor cores read it: they leave out the last 13 bits.
+struct Tf32 {};
+
 #ifdef FASTVID_WGMMA
 template <typename T>
-constexpr bool kByWarpgroup = sizeof(T) == 2;
+constexpr bool kByWarpgroup = sizeof(T) == 2 || std::is_same_v<T, Tf32>;
+// Whether a tile goes in beside one of its low parts.
+template <typename T>
+constexpr bool kByParts = std::is_same_v<T, float>;
 
 // Descriptor of a swizzled tile, one slice wide: groups of eight rows lie 1024 bytes apart. Those of tiles further on
 // come by addition, which is quicker than anew: addresses are below 2^18.
@@ -51,37 +57,52 @@ struct TileDescriptor {
 #define FASTVID_REGISTERS64 FASTVID_REGISTERS52 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
 /* 64 rows of tile a times `columns` rows of tile b, into `sums`; %A and %B name the tiles, %P a one. */
-#define FASTVID_WGMMA_TILES(T, type, columns, registers, A, B, P, ...)                                          \
-  template <int kColumns>                                                                                       \
-  __device__ __forceinline__ void wgmma##columns(float (&s)[kColumns][4], uint64_t a, uint64_t b, T) {          \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P                                                           \
-                 ", 0;"                                                                                         \
-                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {" registers "}, %" #A \
-                 ", %" #B ", p, 1, 1, 0, 0;}"                                                                   \
-                 : __VA_ARGS__                                                                                  \
-                 : "l"(a), "l"(b), "r"(1));                                                                     \
+#define FASTVID_WGMMA_TILES(T, type, depth, flags, columns, registers, A, B, P, ...)                               \
+  template <int kColumns>                                                                                          \
+  __device__ __forceinline__ void wgmma##columns(float (&s)[kColumns][4], uint64_t a, uint64_t b, T) {             \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P                                                              \
+                 ", 0;"                                                                                            \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns depth ".f32." type "." type " {" registers "}, %" #A \
+                 ", %" #B ", p, " flags ";}"                                                                       \
+                 : __VA_ARGS__                                                                                     \
+                 : "l"(a), "l"(b), "r"(1));                                                                        \
   }
-#define FASTVID_WGMMA_OPS(T, type)                                                                               \
-  FASTVID_WGMMA_TILES(T, type, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))                              \
-  FASTVID_WGMMA_TILES(T, type, 40, FASTVID_REGISTERS20, 20, 21, 22, FASTVID_SUMS16(s, 0), FASTVID_SUMS4(s, 4))   \
-  FASTVID_WGMMA_TILES(T, type, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8))   \
-  FASTVID_WGMMA_TILES(T, type, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0), FASTVID_SUMS16(s, 8), \
-                      FASTVID_SUMS4(s, 12))                                                                      \
-  FASTVID_WGMMA_TILES(T, type, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS32(s, 0), FASTVID_SUMS32(s, 8)) \
-  /* Rows in registers times 64 channels of sixteen rows of tile b. */                                           \
-  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) {        \
-    asm volatile(                                                                                                \
-        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                                  \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32                     \
-        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                                \
-        : FASTVID_SUMS32(s, 0)                                                                                   \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                           \
+#define FASTVID_WGMMA_OPS(T, ...)                                                                                     \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))                            \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 40, FASTVID_REGISTERS20, 20, 21, 22, FASTVID_SUMS16(s, 0), FASTVID_SUMS4(s, 4)) \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8)) \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0),                     \
+                      FASTVID_SUMS16(s, 8), FASTVID_SUMS4(s, 12))                                                     \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS32(s, 0), FASTVID_SUMS32(s, 8))
+/* Rows in registers times 64 channels of sixteen rows of tile b. */
+#define FASTVID_WGMMA_ROWS(T, type)                                                                       \
+  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) { \
+    asm volatile(                                                                                         \
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                           \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32              \
+        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                         \
+        : FASTVID_SUMS32(s, 0)                                                                            \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                    \
   }
-FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16")
-FASTVID_WGMMA_OPS(__half, "f16")
+FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16", "k16", "1, 1, 0, 0")
+FASTVID_WGMMA_OPS(__half, "f16", "k16", "1, 1, 0, 0")
+FASTVID_WGMMA_OPS(Tf32, "tf32", "k8", "1, 1")
+FASTVID_WGMMA_ROWS(__nv_bfloat16, "bf16")
+FASTVID_WGMMA_ROWS(__half, "f16")
+
+template <typename T, int kColumns, int kSums>
+__device__ __forceinline__ void multiply_step(float (&sums)[kSums][4], uint64_t a, uint64_t b) {
+  if constexpr (kColumns == 1) wgmma8(sums, a, b, T{});
+  if constexpr (kColumns == 5) wgmma40(sums, a, b, T{});
+  if constexpr (kColumns == 9) wgmma72(sums, a, b, T{});
+  if constexpr (kColumns == 13) wgmma104(sums, a, b, T{});
+  if constexpr (kColumns == 16) wgmma128(sums, a, b, T{});
+}
 #else
 template <typename T>
 constexpr bool kByWarpgroup = false;
+template <typename T>
+constexpr bool kByParts = false;
 #endif
 
 template <typename T>
@@ -115,11 +136,7 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t
     const TileDescriptor rows(a), columns(b);
 #pragma unroll
     for (int step = 0; step < kTileRowBytes; step += kStepBytes) {
-      if constexpr (kColumns == 1) wgmma8(sums, rows.at(step), columns.at(step), T{});
-      if constexpr (kColumns == 5) wgmma40(sums, rows.at(step), columns.at(step), T{});
-      if constexpr (kColumns == 9) wgmma72(sums, rows.at(step), columns.at(step), T{});
-      if constexpr (kColumns == 13) wgmma104(sums, rows.at(step), columns.at(step), T{});
-      if constexpr (kColumns == 16) wgmma128(sums, rows.at(step), columns.at(step), T{});
+      multiply_step<T, kColumns>(sums, rows.at(step), columns.at(step));
     }
     return;
   }
@@ -135,6 +152,54 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t
       load_columns(columns, b + c * 8 * kTileRowBytes, step);
       multiply(sums[c], rows, columns[0], columns[1], T{});
       if (c + 1 < kColumns) multiply(sums[c + 1], rows, columns[2], columns[3], T{});
+    }
+  }
+}
+
+// The same over one half of a slice of float32 values, as the sum of what the tensor cores make of them and of their
+// low parts, in tiles low_a and low_b. The product of two values comes out to 2^-19 of its size at worst.
+template <int kColumns, int kSums>
+__device__ __forceinline__ void multiply_parts(float (&sums)[kSums][4], uint32_t a, uint32_t b, uint32_t low_a,
+                                               uint32_t low_b, int half) {
+#ifdef FASTVID_WGMMA
+  const TileDescriptor rows(a), columns(b), low_rows(low_a), low_columns(low_b);
+#pragma unroll
+  for (int i = 0; i < kTileRowBytes / 2; i += kStepBytes) {
+    const int step = half * kTileRowBytes / 2 + i;
+    multiply_step<Tf32, kColumns>(sums, low_rows.at(step), columns.at(step));
+    multiply_step<Tf32, kColumns>(sums, rows.at(step), low_columns.at(step));
+    multiply_step<Tf32, kColumns>(sums, rows.at(step), columns.at(step));
+  }
+#endif
+}
+
+// What the tensor cores leave out of a value, exactly.
+__device__ __forceinline__ float low_part(uint32_t bits) {
+  return __uint_as_float(bits) - __uint_as_float(bits & ~0x1fffu);
+}
+// Writes the low parts of one half of a slice of up to kMostRows rows, by kThreads threads. Eight lanes take four
+// chunks of rows r and r + 4, which lie in different banks.
+template <int kThreads, int kMostRows>
+__device__ __forceinline__ void write_low_parts(const unsigned char* tile, unsigned char* low, int rows, int half) {
+  constexpr int kStep = kThreads / 4, kAtOnce = 3;  // loads under way, as far as registers reach
+  static_assert(kMostRows % (kAtOnce * kStep) == 0);
+  const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * 8 + lane / 8 + lane % 8 / 4 * 4;
+  const uint32_t at = tile_offset(first, half * 4 + lane % 4);
+#pragma unroll
+  for (int r = 0; r < kMostRows; r += kAtOnce * kStep) {
+    uint4 bits[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = r + i * kStep;
+      if (first + row < rows) bits[i] = *reinterpret_cast<const uint4*>(tile + at + row * kTileRowBytes);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = r + i * kStep;
+      if (first + row < rows) {
+        *reinterpret_cast<float4*>(low + at + row * kTileRowBytes) =
+            make_float4(low_part(bits[i].x), low_part(bits[i].y), low_part(bits[i].z), low_part(bits[i].w));
+      }
     }
   }
 }
