@@ -67,17 +67,17 @@ __device__ __forceinline__ T* at_rank(T* shared, int rank) {
 
 // Sum of the same shared variable over the cluster, in the order of the ranks. All loads are under way before the first
 // is used: one from another block takes as long as one from L2.
-template <int kMostRanks = kMaxClusterSize, typename T>
+template <typename T>
 __device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
 #ifdef FASTVID_CLUSTERS
-  T part[kMostRanks];
+  T part[kMaxClusterSize];
 #pragma unroll
-  for (int r = 0; r < kMostRanks; ++r) {
+  for (int r = 0; r < kMaxClusterSize; ++r) {
     if (r < ranks) part[r] = *at_rank(shared, r);
   }
   T total = part[0];
 #pragma unroll
-  for (int r = 1; r < kMostRanks; ++r) {
+  for (int r = 1; r < kMaxClusterSize; ++r) {
     if (r < ranks) total = total + part[r];
   }
   return total;

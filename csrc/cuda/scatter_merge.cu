@@ -29,10 +29,9 @@ __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
 }
 
 // Merged rows of all centres.
-// Grid: persistent; clusters draw tickets for item x channel tile; the blocks of a cluster share an item's tokens.
-// Memory: each tile of channels of a segment is read once per kMergeCenters centres; the result is written once. Limit:
-// memory bandwidth.
-template <typename T>
+// Grid: persistent; blocks draw tickets for item x channel tile. Memory: each tile of channels of a segment is read
+// once per kMergeCenters centres; the result is written once. Limit: memory bandwidth.
+template <typename T, bool kWide>
 __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void merge_kernel(
     const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
     const __grid_constant__ Centers centers, const __grid_constant__ Assignments assignments,
@@ -40,36 +39,29 @@ __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void 
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
   __shared__ int drawn;
   __shared__ MergeCenter item_centers[kMergeCenters];
-  const int ranks = cluster_size(), rank = cluster_rank(), clusters = gridDim.x / ranks;
-  const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  cluster_sync();  // all blocks have started, so that others may write to them
+  const int channel_tiles = ceil_div(tokens.row_bytes(), MergeTile<kWide>::kRowBytes);
   // The plan is older than the predecessor, which leaves the assignments: sum_item waits for those, once an item, at no
   // cost where they are there.
   const int units = plan.totals->items * channel_tiles;
-  // The first ticket is the cluster's own number, which saves the way to memory.
-  for (int unit = blockIdx.x / ranks; unit < units;) {
+  // The first ticket is the block's own number, which saves the way to memory.
+  for (int unit = blockIdx.x; unit < units;) {
     int next = 0;  // is on its way while the unit is at work
-    if (rank == 0 && threadIdx.x == 0) next = clusters + atomicAdd(plan.tickets + pass, 1);
+    if (threadIdx.x == 0) next = gridDim.x + atomicAdd(plan.tickets + pass, 1);
     int num_centers = 0;  // 0: no item of this pass
     const int channel_tile = unit % channel_tiles;
     if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
       num_centers = item.end_center - item.first_center;
       if (num_centers <= kWarpgroupRows) {
-        sum_item<T, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared);
+        sum_item<T, kWide, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, item_centers, shared);
       } else {
-        sum_item<T, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, rank, ranks, item_centers,
-                       shared);
+        sum_item<T, kWide, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, item_centers, shared);
       }
     }
     wait_for_predecessor();  // for others to start, where there was no item to wait for
-    if (rank == 0 && threadIdx.x < kWarp) {
-      next = __shfl_sync(kFullWarp, next, 0);
-      if (threadIdx.x < ranks) *at_rank(&drawn, threadIdx.x) = next;
-    }
-    write_item(tokens, output, num_centers, channel_tile, rank, ranks, item_centers, shared);
+    if (threadIdx.x == 0) drawn = next;
+    write_item<T, kWide>(tokens, output, num_centers, channel_tile, item_centers, shared);
     unit = drawn;
-    cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
+    __syncthreads();  // all have read the ticket, and the sums, which lie where the next tiles will
   }
   wait_for_predecessor();
 }
@@ -184,18 +176,18 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int blocks = limits.multiprocessors * kMergeBlocksPerMultiprocessor;
-  const int channel_tiles = ceil_div(tokens.row_bytes(), kMergeRowBytes);
-  // Few units, of very different lengths, end sooner where two blocks share each. Short ones are not worth the
-  // barriers.
+  const auto launch_tiles = [&](auto wide) {
+    using Tile = MergeTile<wide()>;
+    const int64_t units = static_cast<int64_t>(max_items) * ceil_div(tokens.row_bytes(), Tile::kRowBytes);
+    const dim3 grid(static_cast<unsigned>(std::min<int64_t>(units, blocks)));
+    return launch<merge_kernel<T, wide()>>({grid, kMergeThreads, kMergeStages * Tile::kBytes, 1, stream}, tokens, plan,
+                                           centers, assignments, output, merge_floor, pass);
+  };
+  // Few units, of very different lengths, end sooner where there are more of them. Short ones are not worth it.
   const int segments = plan.estimate.segments;
-  const bool few = segments * channel_tiles <= 2 * blocks;
-  const bool large = tokens.frames * tokens.per_frame / segments >= 9 * kMergeTileRows;
-  const int cluster = limits.clusters && few && large ? kMergeCluster : 1;
-  const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
-  const int clusters = static_cast<int>(std::min<int64_t>(units, blocks / cluster));
-  return launch<merge_kernel<T>>(
-      {dim3(clusters * cluster), kMergeThreads, kMergeStages * kMergeTileBytes, cluster, stream}, tokens, plan, centers,
-      assignments, output, merge_floor, pass);
+  const bool few = segments * ceil_div(tokens.row_bytes(), MergeTile<true>::kRowBytes) <= 2 * blocks;
+  const bool large = tokens.frames * tokens.per_frame / segments >= 9 * kMergeHalfRows;
+  return few && large ? launch_tiles(std::false_type{}) : launch_tiles(std::true_type{});
 }
 
 #define FASTVID_INSTANTIATE(T)                                                                              \
