@@ -1,4 +1,4 @@
-"""What the frames of a video will keep: known from its frame features, before its tokens are there."""
+"""What the frames of a video will keep, which follows from its frame features."""
 
 from __future__ import annotations
 

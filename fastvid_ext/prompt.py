@@ -270,7 +270,8 @@ class PlacedPruning:
             _keeps_everything(*span.grid, video.config) for span, video in zip(layout.videos, videos)
         )
         exact = all(video.config.exact_count for video in videos) and not layout.has_groups
-        self._may_be_padded = layout.fixed_length and not (exact and layout.attention_mask is None)
+        sure = self._keeps_everything or (exact and layout.attention_mask is None)
+        self._may_be_padded = layout.fixed_length and not sure
 
     def __call__(self, embeddings: Tensor) -> tuple[Tensor, PromptPruning]:
         """As :func:`prune_embeddings`, of embeddings (B, L, D)."""

@@ -17,6 +17,7 @@ from helpers import pruned_models, tiny_models, watch  # noqa: E402
 
 import fastvid_ext  # noqa: E402
 from fastvid_ext import PruneConfig  # noqa: E402
+from fastvid_ext.models import Handle  # noqa: E402
 
 any_family = pytest.mark.parametrize("family", tiny_models.FAMILIES)
 QUARTER = PruneConfig(retention_ratio=0.25)
@@ -339,6 +340,23 @@ def test_few_launches_and_no_sync_before_the_language_model(models, head, family
         assert len(ops.launched) <= most, ops.launched
 
 
+@pytest.mark.parametrize("family", [family for family in tiny_models.FAMILIES if family.startswith("qwen")])
+def test_qwen_videos_are_pruned_before_the_tower_returns(models, monkeypatch, family):
+    """Behind it, transformers waits for the device. Images that pass through the tower are left alone."""
+    model, seen, prune = models(family), [], Handle._prune
+    visual = model.model.visual
+    monkeypatch.setattr(Handle, "_prune", lambda self, videos: seen.append(len(videos)) or prune(self, videos))
+    with enable(model, family), torch.no_grad():
+        hooks = [
+            visual.register_forward_pre_hook(lambda *_: seen.append("tower")),
+            visual.register_forward_hook(lambda *_: seen.append("end")),
+        ]
+        model(**tiny_models.inputs(family, rows_of(family)[:3]))
+        for hook in hooks:
+            hook.remove()
+    assert seen == ["tower", "end", "tower", 2, "end"]
+
+
 @any_family
 def test_nothing_is_held_while_the_next_prompt_is_encoded(models, head, family):
     """Only then can the peak of the device's memory, in the vision tower, be what it is without pruning."""
@@ -412,6 +430,19 @@ def test_a_wrapper_of_somebody_else_stays(models, first):
             assert model(**batch).logits.shape[1] == batch["input_ids"].shape[1]
         assert len(calls) == 2
     finally:
+        del inner.get_video_features
+
+
+@any_family
+def test_a_replacement_that_bypasses_it_is_named(models, family):
+    model = models(family)
+    inner = model.model
+    plain = inner.get_video_features
+    with enable(model, family) as handle, torch.no_grad():
+        inner.get_video_features = plain
+        with pytest.raises(RuntimeError, match=r"^get_video_features: got a video without a call of what enable"):
+            model(**tiny_models.inputs(family, [rows_of(family)[0]]))
+        assert handle.last is None
         del inner.get_video_features
 
 

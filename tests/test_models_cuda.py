@@ -133,6 +133,23 @@ def test_no_sync_between_vision_tower_and_language_model(family, config):
         assert video.indices.min() >= 0
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_no_sync_between_the_end_of_the_vision_tower_and_the_prune(family):
+    model, batch, _ = tiny(family)
+    model, batch = model.cuda(), moved(batch)
+    visual = model.model.visual
+    with fastvid_ext.enable(model, PruneConfig.qwen2_vl()) as handle, torch.no_grad():
+        model(**batch)  # loads kernels
+        hooks = [
+            visual.merger.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error")),
+            visual.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"), always_call=True),
+        ]
+        model(**batch)
+        for hook in hooks:
+            hook.remove()
+    assert handle.last.tokens_after < handle.last.tokens_before
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
 def test_bf16(family, attention):

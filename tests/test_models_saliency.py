@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", minversion="4.57")
 from helpers import pruned_models, tiny_models  # noqa: E402
 
 import fastvid_ext  # noqa: E402
-from fastvid_ext.models import families, saliency  # noqa: E402
+from fastvid_ext.models import Handle, saliency  # noqa: E402
 
 QWEN = [family for family in tiny_models.FAMILIES if family.startswith("qwen")]
 
@@ -18,9 +18,8 @@ QWEN = [family for family in tiny_models.FAMILIES if family.startswith("qwen")]
 def encoded(monkeypatch, model, batch, **arguments):
     """The videos that a forward pass encoded."""
     seen = []
-    family = families.FAMILIES[type(model.model).__name__]
-    original = family.videos
-    monkeypatch.setattr(family, "videos", lambda self, *args: seen.append(original(self, *args)) or seen[-1])
+    prune = Handle._prune
+    monkeypatch.setattr(Handle, "_prune", lambda self, videos: seen.append(videos) or prune(self, videos))
     with fastvid_ext.enable(model, **arguments) as handle, torch.no_grad():
         model(**batch)
     return seen[-1], handle.last

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import functools
 import gc
 import itertools
 import statistics
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 import fastvid_ext
 from fastvid_ext import PruneConfig, _library, reference, retained_count
 from fastvid_ext.demo.report import prefill_tflops
+from fastvid_ext.models import Handle
 
 from . import report
 from .build import Layout, build, prompt
@@ -77,14 +77,12 @@ class Transformers:
         """In it, passes are pruned and mark the clock before and behind the pruning; gives the tokens kept."""
         inner = self.model.model
 
-        def marked(phase: str, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = encode(*args, **kwargs)
-            clock.mark(phase)
-            return output
+        prune = Handle._prune
 
-        def replaced(phase: str) -> Any:
-            encode = functools.partial(marked, phase, inner.get_video_features)
-            return mock.patch.object(inner, "get_video_features", encode)
+        def marked(handle: Handle, videos: list[Any]) -> None:
+            clock.mark("prune")
+            prune(handle, videos)
+            clock.mark("vision")
 
         def before(phase: str) -> Any:
             return inner.language_model.register_forward_pre_hook(lambda *_: clock.mark(phase))
@@ -92,10 +90,9 @@ class Transformers:
         with contextlib.ExitStack() as stack:
             handle = None
             if config is not None:
-                stack.enter_context(replaced("prune"))
+                stack.enter_context(mock.patch.object(Handle, "_prune", marked))
                 stack.callback(before("prune").remove)
                 handle = stack.enter_context(fastvid_ext.enable(self.model, config, saliency=self.head))
-                stack.enter_context(replaced("vision"))
             stack.callback(before("prefill").remove)
             yield lambda: None if handle is None else handle.last.videos[0].tokens_after
 

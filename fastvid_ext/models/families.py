@@ -51,6 +51,8 @@ class Family:
     Attributes:
         newline: the newline tokens of its videos, as in :func:`fastvid_ext.prune_embeddings`.
         preset: its official parameters.
+        encodes_video: whether the vision tower is at work on a video, and not on an image.
+        ready: called with the videos as soon as all of their tokens are under way.
     """
 
     newline = "none"
@@ -58,18 +60,19 @@ class Family:
 
     def __init__(self, inner: nn.Module) -> None:
         self.inner = inner
+        self.encodes_video = False
+        self.ready: Callable[[list[EncodedVideo]], None] | None = None
 
     def hooks(self) -> list[Any]:
         """Register the hooks on the vision tower."""
         raise NotImplementedError
 
-    def videos(self, features: Any) -> list[EncodedVideo]:
-        """The videos of the last call of the model's ``get_video_features``, which must be asked for once.
+    def returned(self, features: Any) -> None:
+        """Behind the model's ``get_video_features``.
 
         Args:
             features: of the videos, as transformers 5 has them in its output's ``pooler_output``.
         """
-        raise NotImplementedError
 
 
 class LlavaOnevision(Family):
@@ -109,12 +112,14 @@ class LlavaOnevision(Family):
     @torch.compiler.disable
     def _rank(self, module: nn.Module, args: tuple[Tensor]) -> None:
         # The projector takes the features that the model selected, of all frames.
+        if not self.encodes_video:
+            return
         self.frames = len(args[0])
         if self.head is not None:
             weights, self.frame_features = self.head(args[0])
             self.saliency = pool_to_grid(weights)
 
-    def videos(self, features: Any) -> list[EncodedVideo]:
+    def returned(self, features: Any) -> None:
         config = self.inner.config.vision_config
         side = math.ceil(config.image_size // config.patch_size / 2)
         count = len(features)
@@ -123,15 +128,17 @@ class LlavaOnevision(Family):
         tokens = features[:, : frames * side**2].unflatten(1, (frames, side**2))
         ranked_by, compared_by = self.saliency, self.frame_features
         self.saliency = self.frame_features = None
-        return [
-            EncodedVideo(
-                (frames, side, side),
-                tokens[i],
-                None if ranked_by is None else ranked_by.unflatten(0, (count, frames))[i],
-                None if compared_by is None else compared_by.unflatten(0, (count, frames))[i],
-            )
-            for i in range(count)
-        ]
+        self.ready(
+            [
+                EncodedVideo(
+                    (frames, side, side),
+                    tokens[i],
+                    None if ranked_by is None else ranked_by.unflatten(0, (count, frames))[i],
+                    None if compared_by is None else compared_by.unflatten(0, (count, frames))[i],
+                )
+                for i in range(count)
+            ]
+        )
 
 
 class QwenVL(Family):
@@ -152,7 +159,10 @@ class QwenVL(Family):
 
     def hooks(self) -> list[Any]:
         visual = self.inner.visual
-        hooks = [visual.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        hooks = [
+            visual.register_forward_pre_hook(self._begin, with_kwargs=True),
+            visual.register_forward_hook(self._end),
+        ]
         if self.attention:
             last = visual.blocks[-1].attn
             hooks += [
@@ -168,10 +178,13 @@ class QwenVL(Family):
 
     @torch.compiler.disable
     def _keep_positions(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.position_embeddings = kwargs["position_embeddings"]
+        if self.encodes_video:
+            self.position_embeddings = kwargs["position_embeddings"]
 
     @torch.compiler.disable
     def _attend(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if not self.encodes_video:
+            return
         visual = self.inner.visual
         self.saliency = mean_query_attention(
             output,
@@ -182,8 +195,13 @@ class QwenVL(Family):
         )
         self.position_embeddings = None
 
-    def videos(self, features: Any) -> list[EncodedVideo]:
+    @torch.compiler.disable
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        # Not where the model hands them over: there it has waited for the tower, to cut its output by video.
+        if not self.encodes_video:
+            return
         visual, saliency = self.inner.visual, self.saliency
+        self.saliency = None
         merge = visual.spatial_merge_size
         order = None if saliency is None else window_order(visual, torch.tensor(self.grids))
         if order is not None:
@@ -192,18 +210,16 @@ class QwenVL(Family):
             flat = torch.empty_like(flat).scatter_(0, to_device(order, flat.device), flat)
             parts = flat.split([part.numel() for part in saliency])
             saliency = [part.view(whole.shape) for part, whole in zip(parts, saliency)]
-        self.saliency = None
-        if not isinstance(features[0], Tensor):  # transformers 4 has Qwen3-VL's in a tuple with DeepStack's
-            features = features[0]
-        return [
-            EncodedVideo(
-                (frames, height // merge, width // merge),
-                tokens.unflatten(0, (frames, height * width // merge**2)),
-                None if saliency is None else saliency[i],
-                None,
-            )
-            for i, (tokens, (frames, height, width)) in enumerate(zip(features, self.grids))
-        ]
+        # transformers 4 gives them alone, or in a tuple with DeepStack's.
+        tokens = getattr(output, "pooler_output", output if isinstance(output, Tensor) else output[0])
+        grids = [(frames, height // merge, width // merge) for frames, height, width in self.grids]
+        parts = tokens.split([math.prod(grid) for grid in grids])
+        self.ready(
+            [
+                EncodedVideo(grid, part.unflatten(0, (grid[0], -1)), None if saliency is None else saliency[i], None)
+                for i, (grid, part) in enumerate(zip(grids, parts))
+            ]
+        )
 
 
 # By the class that holds vision tower and language model.

@@ -49,6 +49,8 @@ class Handle:
         self.config = family.preset() if config is None else config
         self.last: PromptPruning | None = None
         self._inner, self._family = inner, family
+        self._encoded: list[EncodedVideo] | None = None
+        family.ready = self._prune
         self._parameters = list(inspect.signature(inner.forward).parameters)
         self._prompt: _Prompt | None = None
         self._pending: Prefill | None = None
@@ -56,7 +58,7 @@ class Handle:
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._hooks = [
             inner.register_forward_pre_hook(self._begin, with_kwargs=True),
-            language_model.register_forward_pre_hook(self._prune, with_kwargs=True),
+            language_model.register_forward_pre_hook(self._replace, with_kwargs=True),
             language_model.register_forward_hook(self._note),
             *family.hooks(),
             _Encoder(inner, self),
@@ -69,6 +71,7 @@ class Handle:
         """Give the model back as it was. Does nothing the second time."""
         while self._hooks:
             self._hooks.pop().remove()
+        self._family.ready = None  # or the garbage collector would have to find the two of them
 
     def __enter__(self) -> Handle:
         return self
@@ -111,18 +114,25 @@ class Handle:
         return None
 
     @torch.compiler.disable
-    def _encoded(self, output: Any) -> None:
+    def _encode_begins(self) -> None:
+        self.last = self._encoded = None  # whose memory the vision tower may need
+        self._family.encodes_video = True
+
+    @torch.compiler.disable
+    def _encode_ends(self, output: Any) -> None:
+        self._family.returned(getattr(output, "pooler_output", output))
+        encoded, self._encoded = self._encoded, None
+        if hasattr(output, "pooler_output"):
+            output.fastvid = encoded  # `generate` of transformers 5 encodes ahead of the model's call
+
+    @torch.compiler.disable
+    def _prune(self, videos: list[EncodedVideo]) -> None:
         """Behind the vision tower, which the device is still busy with: what is done here takes no time of its own."""
-        features = getattr(output, "pooler_output", output)
-        if self._prompt is None and features is output:
-            return  # nobody would hand them on
         embedding = self._inner.get_input_embeddings().weight
-        videos = self._family.videos(features)
         for video in videos:
             video.tokens = video.tokens.to(embedding)
             video.prune(self.config)
-        if features is not output:
-            output.fastvid = videos  # `generate` of transformers 5 encodes ahead of the model's call
+        self._encoded = videos
         if self._prompt is not None:
             self._place(videos)
 
@@ -145,11 +155,15 @@ class Handle:
         prompt.pruning = PlacedPruning(layout, [video.prune(self.config) for video in prompt.videos])
 
     @torch.compiler.disable
-    def _prune(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
+    def _replace(self, module: nn.Module, args: tuple, kwargs: Call) -> tuple[tuple, Call] | None:
         """Before the language model, when the embeddings are there. The device is idle or soon will be: be quick."""
         prompt, self._prompt = self._prompt, None
         if prompt is None:
             return None
+        if prompt.pruning is None:
+            raise RuntimeError(
+                "get_video_features: got a video without a call of what enable() put there, want one that calls it"
+            )
         embeddings = kwargs["inputs_embeds"]
         pruned, self.last = prompt.pruning(embeddings)
         cache = kwargs.get("past_key_values")
@@ -180,7 +194,7 @@ class Handle:
 
 
 class _Encoder:
-    """Stands in for the ``get_video_features`` of a model, and tells a handle what it returns, until it is removed."""
+    """Stands in for the ``get_video_features`` of a model, and tells a handle of its calls, until it is removed."""
 
     def __init__(self, inner: nn.Module, handle: Handle) -> None:
         self._inner, self._encode = inner, inner.get_video_features
@@ -192,9 +206,13 @@ class _Encoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._handle is None:
             return self._encode(*args, **kwargs)
-        self._handle.last = None  # whose memory the vision tower may need
-        output = self._encode(*args, **kwargs)
-        self._handle._encoded(output)
+        handle = self._handle
+        handle._encode_begins()
+        try:
+            output = self._encode(*args, **kwargs)
+            handle._encode_ends(output)
+        finally:
+            handle._family.encodes_video = False
         return output
 
     def remove(self) -> None:
@@ -214,6 +232,7 @@ class _Prompt:
         placeholders: (B, L) bool on the host, where the tokens of videos go.
         mask: (B, L) bool on the host, False at padding; None where the prompt came without.
         cached: slots of the cache that are taken already.
+        videos, spans, pruning: once the videos are encoded.
     """
 
     def __init__(self, call: Call, placeholders: Tensor, mask: Tensor | None) -> None:
