@@ -341,20 +341,20 @@ def test_few_launches_and_no_sync_before_the_language_model(models, head, family
 
 
 @pytest.mark.parametrize("family", [family for family in tiny_models.FAMILIES if family.startswith("qwen")])
-def test_qwen_videos_are_pruned_before_the_tower_returns(models, monkeypatch, family):
-    """Behind it, transformers waits for the device. Images that pass through the tower are left alone."""
+def test_qwen_videos_are_pruned_where_their_tokens_are(models, monkeypatch, family):
+    """Later, transformers waits for the device. Images that pass through the tower are left alone."""
     model, seen, prune = models(family), [], Handle._prune
-    visual = model.model.visual
+    merger = model.model.visual.merger
     monkeypatch.setattr(Handle, "_prune", lambda self, videos: seen.append(len(videos)) or prune(self, videos))
     with enable(model, family), torch.no_grad():
         hooks = [
-            visual.register_forward_pre_hook(lambda *_: seen.append("tower")),
-            visual.register_forward_hook(lambda *_: seen.append("end")),
+            merger.register_forward_pre_hook(lambda *_: seen.append("merger")),
+            merger.register_forward_hook(lambda *_: seen.append("end")),
         ]
         model(**tiny_models.inputs(family, rows_of(family)[:3]))
         for hook in hooks:
             hook.remove()
-    assert seen == ["tower", "end", "tower", 2, "end"]
+    assert seen == ["merger", "end", "merger", 2, "end"]
 
 
 @any_family

@@ -161,7 +161,7 @@ class QwenVL(Family):
         visual = self.inner.visual
         hooks = [
             visual.register_forward_pre_hook(self._begin, with_kwargs=True),
-            visual.register_forward_hook(self._end),
+            visual.merger.register_forward_hook(self._merged),
         ]
         if self.attention:
             last = visual.blocks[-1].attn
@@ -196,28 +196,31 @@ class QwenVL(Family):
         self.position_embeddings = None
 
     @torch.compiler.disable
-    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        # Not where the model hands them over: there it has waited for the tower, to cut its output by video.
+    def _merged(self, module: nn.Module, args: tuple, tokens: Tensor) -> None:
+        # Not any later: the model waits for the tower, to put its tokens in order and to cut them by video.
         if not self.encodes_video:
             return
         visual, saliency = self.inner.visual, self.saliency
         self.saliency = None
         merge = visual.spatial_merge_size
-        order = None if saliency is None else window_order(visual, torch.tensor(self.grids))
-        if order is not None:
-            # The blocks saw the tokens window by window.
-            flat = torch.cat([part.flatten() for part in saliency])
-            flat = torch.empty_like(flat).scatter_(0, to_device(order, flat.device), flat)
-            parts = flat.split([part.numel() for part in saliency])
-            saliency = [part.view(whole.shape) for part, whole in zip(parts, saliency)]
-        # transformers 4 gives them alone, or in a tuple with DeepStack's.
-        tokens = getattr(output, "pooler_output", output if isinstance(output, Tensor) else output[0])
         grids = [(frames, height // merge, width // merge) for frames, height, width in self.grids]
-        parts = tokens.split([math.prod(grid) for grid in grids])
+        sizes = [math.prod(grid) for grid in grids]
+        flat = None if saliency is None else torch.cat([part.flatten() for part in saliency])
+        order = window_order(visual, torch.tensor(self.grids))
+        if order is not None:  # the tower saw the tokens window by window
+            order = to_device(order, tokens.device)
+            tokens = torch.empty_like(tokens).index_copy_(0, order, tokens)
+            flat = None if flat is None else torch.empty_like(flat).scatter_(0, order, flat)
+        ranked_by = [None] * len(grids) if flat is None else flat.split(sizes)
         self.ready(
             [
-                EncodedVideo(grid, part.unflatten(0, (grid[0], -1)), None if saliency is None else saliency[i], None)
-                for i, (grid, part) in enumerate(zip(grids, parts))
+                EncodedVideo(
+                    (frames, height, width),
+                    part.view(frames, height * width, -1),
+                    None if weights is None else weights.view(frames, height * width),
+                    None,
+                )
+                for (frames, height, width), part, weights in zip(grids, tokens.split(sizes), ranked_by)
             ]
         )
 
