@@ -6,12 +6,14 @@ import importlib.util
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("transformers", minversion="4.57")
 pytest.importorskip("bench", reason="bench/ belongs to the checkout, not to the package")
 
 from bench.models import report
 from bench.models.__main__ import MODELS, main
+from bench.models.build import build, prompt
 from fastvid_ext.demo.report import prefill_tflops
 
 
@@ -42,6 +44,14 @@ def test_every_model(tmp_path, capsys):
     assert "out of time before batch 2" in capsys.readouterr().out
     assert out.with_suffix(".md").read_text().count("| qwen2_vl | 2 |") == 3
     assert out.with_suffix(".png").exists() == (importlib.util.find_spec("matplotlib") is not None)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl"])
+def test_prompts_are_the_same_each_time(name):
+    """Or the paths would not be compared on the same videos."""
+    model, layout, _ = build(name, True, torch.device("cpu"))
+    first, second = (prompt(model, layout, 2) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_the_papers_tflops():

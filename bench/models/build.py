@@ -139,9 +139,10 @@ def _qwen(family: str, text: dict[str, Any], tiny: bool) -> tuple[Any, Any]:
 
 
 def prompt(model: nn.Module, layout: Layout, batch: int) -> dict[str, Tensor]:
-    """Inputs of the model: in each row a video between two pieces of text."""
+    """Inputs of the model, always the same: in each row a video between two pieces of text."""
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
+    generator = torch.Generator(device).manual_seed(0)
     frames, height, width = layout.grid
     count = frames * height * width + {"none": 0, "one": 1, "grid": frames * height}[layout.newline]
     video = model.config.video_token_id
@@ -150,12 +151,14 @@ def prompt(model: nn.Module, layout: Layout, batch: int) -> dict[str, Tensor]:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if layout.family == "llava":
         size = model.config.vision_config.image_size
-        inputs["pixel_values_videos"] = torch.randn(batch, frames, 3, size, size, device=device, dtype=dtype)
+        inputs["pixel_values_videos"] = torch.randn(
+            batch, frames, 3, size, size, generator=generator, device=device, dtype=dtype
+        )
         return inputs
     grid = torch.tensor([[frames, 2 * height, 2 * width]] * batch, device=device)
     patches = int(grid.prod(1).sum())
     inputs |= {
-        "pixel_values_videos": torch.randn(patches, 3 * 2 * 14 * 14, device=device, dtype=dtype),
+        "pixel_values_videos": torch.randn(patches, 3 * 2 * 14 * 14, generator=generator, device=device, dtype=dtype),
         "video_grid_thw": grid,
     }
     if transformers.__version__ >= "5":
