@@ -75,9 +75,7 @@ class Transformers:
     @contextlib.contextmanager
     def pruned(self, config: PruneConfig | None, clock: Clock) -> Iterator[Callable[[], int | None]]:
         """In it, passes are pruned and mark the clock before and behind the pruning; gives the tokens kept."""
-        inner = self.model.model
-
-        prune = Handle._prune
+        inner, prune = self.model.model, Handle._prune
 
         def marked(handle: Handle, videos: list[Any]) -> None:
             clock.mark("prune")

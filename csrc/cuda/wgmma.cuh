@@ -204,7 +204,7 @@ __device__ __forceinline__ void write_low_parts(const unsigned char* tile, unsig
   }
 }
 
-// The same with as few columns as hold so many, where that spares the tensor cores something.
+// multiply_slice with as few columns as hold so many, where that spares the tensor cores something.
 template <typename T, int kSums>
 __device__ __forceinline__ void multiply_columns(float (&sums)[kSums][4], uint32_t a, uint32_t b, int columns) {
   static_assert(kSums == 16);
