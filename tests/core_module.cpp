@@ -71,8 +71,9 @@ PYBIND11_MODULE(fastvid_core, m) {
            py::arg("spread_remainder") = true);
 
   m.def("order_key", py::vectorize([](float value) { return fastvid::order_key(value); }));
-  m.def("candidate_key", py::vectorize(&fastvid::candidate_key));
+  m.def("candidate_key", py::vectorize([](float value) { return fastvid::candidate_key(value); }));
   m.def("order_key_double", py::vectorize([](double value) { return fastvid::order_key(value); }));
+  m.def("candidate_key_double", py::vectorize([](double value) { return fastvid::candidate_key(value); }));
   m.def("ranks_before", py::vectorize([](float a, int i, float b, int j) {
           return fastvid::ranks_before(fastvid::order_key(a), i, fastvid::order_key(b), j);
         }));

@@ -63,6 +63,7 @@ def test_candidates_rank_above_what_is_none(value):
     key = int(core.candidate_key(value))
     assert key > -(2**31)
     assert key == max(int(core.order_key(value)), -(2**31) + 1)
+    assert int(core.candidate_key_double(value)) == max(int(core.order_key_double(value)), -(2**63) + 1)
 
 
 # ---- segment.h -----------------------------------------------------------------------------------------------------

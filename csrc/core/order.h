@@ -24,10 +24,15 @@ FASTVID_HOST_DEVICE int64_t order_key(double value) {
   return value != value ? INT64_MIN : bits ^ (bits >> 63 & INT64_MAX);
 }
 
-// The same for a candidate among others that are none: above INT32_MIN, which marks those, even for NaN.
+// The same for a candidate among others that are none: above the least number, which marks those, even for NaN.
 FASTVID_HOST_DEVICE int32_t candidate_key(float value) {
   const int32_t key = order_key(value);
   return key > INT32_MIN ? key : INT32_MIN + 1;
+}
+
+FASTVID_HOST_DEVICE int64_t candidate_key(double value) {
+  const int64_t key = order_key(value);
+  return key > INT64_MIN ? key : INT64_MIN + 1;
 }
 
 // Whether candidate i with key a is chosen before candidate j with key b.

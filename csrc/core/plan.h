@@ -22,7 +22,7 @@ struct FrameBudget {
   int context;
 };
 
-FASTVID_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+FASTVID_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // R = max(1, int(N * r)): tokens that a frame may keep.
 FASTVID_HOST_DEVICE int frame_budget(const BudgetParams& params) {

@@ -181,45 +181,38 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
     const auto multiply_slices = [&](auto blocks, auto columns) {
       float sums[blocks()][columns()][4] = {};
       if constexpr (kByParts<T>) {
-        // Low parts come by halves of a slice: one is written while the other is multiplied.
         const int low_tile = kStages * shape.bytes();
-        const auto write_low = [&](int slice, int h) {
-          write_low_parts<kAssignThreads, kAssignRows + most_centers<T>(kAssignRows)>(
-              shared + slice % kStages * shape.bytes(), shared + low_tile, shape.rows + num_centers, h);
-        };
-        wait_copies<kAhead - 1>();
-        __syncthreads();
-        write_low(0, 0);
-        for (int slice = 0; slice < slices.count; ++slice) {
-          const uint32_t tile = tile0 + slice % kStages * shape.bytes();
+        multiply_slices_by_parts(
+            slices.count,
+            [](int slice) {
+              if (slice == 0) {
+                wait_copies<kAhead - 1>();
+              } else {
+                wait_copies<kAhead - 2>();  // a group for the slice that takes the place of the last one is yet to come
+              }
+            },
+            [&](int slice, int h) {
+              write_low_parts<kAssignThreads, kAssignRows + most_centers<T>(kAssignRows)>(
+                  shared + slice % kStages * shape.bytes(), shared + low_tile, shape.rows + num_centers, h);
+            },
+            [&](int slice, int h) {
+              const uint32_t tile = tile0 + slice % kStages * shape.bytes();
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            publish_copies();
-            __syncthreads();
-            begin_products<Tf32>();
-#pragma unroll
-            for (int m = 0; m < blocks(); ++m) {
-              const int center_at = (shape.rows + m * kWarpgroupRows) * kTileRowBytes;
-              const int token_at = group_row * kTileRowBytes;
-              multiply_parts<columns()>(sums[m], tile + center_at, tile + token_at, tile0 + low_tile + center_at,
-                                        tile0 + low_tile + token_at, h);
-            }
-            commit_products<Tf32>();
-            wait_products<Tf32, 1>();
-            if (h == 1) wait_copies<kAhead - 2>();  // of the next slice: its low parts come next
-            // From here on nobody's products need the other half's low parts, nor the slice before this one.
-            __syncthreads();
-            if (h == 0) {
-              write_low(slice, 1);
-              start_tokens(slice + kAhead);
-            } else {
-              if (slice + 1 < slices.count) write_low(slice + 1, 0);
-              start_centers(slice + kAhead);
-              write_kept(slice);
-            }
-          }
-        }
-        wait_products<Tf32>();
+              for (int m = 0; m < blocks(); ++m) {
+                const int center_at = (shape.rows + m * kWarpgroupRows) * kTileRowBytes;
+                const int token_at = group_row * kTileRowBytes;
+                multiply_parts<columns()>(sums[m], tile + center_at, tile + token_at, tile0 + low_tile + center_at,
+                                          tile0 + low_tile + token_at, h);
+              }
+            },
+            [&](int slice, int h) {
+              if (h == 0) {
+                start_tokens(slice + kAhead);
+              } else {
+                start_centers(slice + kAhead);
+                write_kept(slice);
+              }
+            });
       } else {
         for (int slice = 0; slice < slices.count; ++slice) {
           wait_copies<kAhead - 1>();
@@ -228,9 +221,12 @@ __device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const Frame
           const uint32_t tile = tile0 + slice % kStages * shape.bytes();
           begin_products<T>();
 #pragma unroll
-          for (int m = 0; m < blocks(); ++m) {
-            multiply_slice<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
-                                         tile + group_row * kTileRowBytes);
+          for (int step = 0; step < kSliceSteps; ++step) {
+#pragma unroll
+            for (int m = 0; m < blocks(); ++m) {
+              multiply_step<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
+                                          tile + group_row * kTileRowBytes, step);
+            }
           }
           commit_products<T>();
           // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.

@@ -127,7 +127,7 @@ struct TokenInput {
     view.row_stride = view.per_frame > 1 ? strides[1] : strides[0];
     const bool one_stride = view.frames == 1 || strides[0] == view.per_frame * view.row_stride;
     is_packed = strides[2] == 1 && one_stride && channels == view.channels && view.row_stride % kSize == 0 &&
-                reinterpret_cast<uintptr_t>(source) % kVectorBytes == 0;
+                (view.row_stride >= channels || rows() == 1) && reinterpret_cast<uintptr_t>(source) % kVectorBytes == 0;
   }
   void take(Workspace& workspace) {
     if (is_packed) {
@@ -233,32 +233,34 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   const int max_items = max_merge_items(frames, output.capacity);
   const int anchors = std::min(max_anchors(params.budget, frames), kMergeAnchors);
   const int passes = ceil_div(max_anchors(params.budget, frames), kMergeAnchors);
-  const int features_stride = input.view.channels;
   const PlanEstimate estimate = estimate_plan(params.budget, frames, videos.videos.count, params.min_segments);
-  size_t peaks_bytes;
-  FASTVID_RETURN_IF_FAILED(density_peaks_workspace(frames, n, estimate.anchors, peaks_bytes));
+  int64_t peaks_floats;
+  FASTVID_RETURN_IF_FAILED(density_peaks_floats(frames, n, estimate.anchors, peaks_floats));
+  bool gram_of_all = false;
+  if (!frame_features) FASTVID_RETURN_IF_FAILED(gram_makes_features<T>(n, gram_of_all));
 
   FramePlan plan;
   Centers centers{};
   Assignments assignments{};
+  FrameFeatures features{nullptr, input.view.channels};
   Ranking ranking{any_floats(saliency), nullptr, nullptr};
-  float *features, *similarity;
-  void* peaks_workspace;
+  float *similarity, *gram, *peaks_workspace;
   memory = allocate(tokens, [&](Workspace& workspace) {
     input.take(workspace);
     videos.take(workspace);
     plan = take_plan(workspace, frames, max_items, passes, estimate);
-    features = frame_features ? nullptr : workspace.take<float>(static_cast<int64_t>(frames) * features_stride);
+    if (!frame_features) features.data = workspace.take<float>(static_cast<int64_t>(frames) * features.stride);
     similarity = workspace.take<float>(frames);
     ranking.rank = workspace.take<uint16_t>(rows);
     centers.list = workspace.take<Center>(output.capacity);
     centers.inverse_norms = workspace.take<float>(output.capacity);
     centers.counts = workspace.take<unsigned long long>(output.capacity);
     centers.flags = workspace.take<uint8_t>(rows);
-    // The density peaks are done with when the assignments come.
+    peaks_workspace = workspace.take<float>(peaks_floats);
+    // The products are done with when the assignments come.
     assignments.pitch = assignment_pitch(rows);
-    peaks_workspace = workspace.take<char>(std::max(peaks_bytes, assignments.pitch * anchors * sizeof(uint16_t)));
-    assignments.table = static_cast<uint16_t*>(peaks_workspace);
+    gram = workspace.take<float>(std::max<int64_t>(gram_floats(n) * frames, (assignments.pitch * anchors + 1) / 2));
+    assignments.table = reinterpret_cast<uint16_t*>(gram);
   });
   ranking.center_flags = centers.flags;
   kept = &plan.totals->rows;
@@ -266,13 +268,20 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   const cudaStream_t stream = current_stream(tokens);
   FASTVID_RETURN_IF_FAILED(input.fill(stream));
   FASTVID_RETURN_IF_FAILED(videos.fill(stream));
-  AnyFloats features_view{features, features_stride, 1, features_stride, FloatKind::kFloat32};
+  AnyFloats features_view{features.data, features.stride, 1, features.stride, FloatKind::kFloat32};
   if (frame_features) features_view = any_floats(*frame_features);
-  FASTVID_RETURN_IF_FAILED(launch_frame_features(input.view, features, features_stride, ranking, stream));
+  if (gram_of_all) {
+    FASTVID_RETURN_IF_FAILED(launch_gram(input.view, nullptr, frames, gram, features, stream));
+  } else if (!frame_features) {
+    FASTVID_RETURN_IF_FAILED(launch_frame_features(input.view, features, stream));
+  }
   FASTVID_RETURN_IF_FAILED(launch_similarity(features_view, frames, videos.videos, similarity, stream));
   const SegmentParams segments{videos.videos, params.segment_threshold, params.min_segments};
-  FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, segments, params.budget, plan, centers,
+  FASTVID_RETURN_IF_FAILED(launch_segment_and_plan(similarity, frames, segments, params.budget, plan, ranking, centers,
                                                    output.capacity, passes, stream));
+  if (!gram_of_all) {
+    FASTVID_RETURN_IF_FAILED(launch_gram(input.view, &plan, estimate.anchors, gram, {}, stream));
+  }
   const Candidates candidates{nullptr, ranking.rank, plan.records, n};
   DensityPeaks peaks{};
   peaks.frames = frames;
@@ -283,7 +292,9 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   peaks.planned = true;
   peaks.plan = plan;
   peaks.centers = centers;
-  FASTVID_RETURN_IF_FAILED(launch_density_peaks(input.view, peaks, peaks_workspace, stream));
+  peaks.gram = gram;
+  peaks.gram_of_all = gram_of_all;
+  FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
     FASTVID_RETURN_IF_FAILED(
         launch_assign(input.view, plan, centers, candidates, assignments, output, params.merge_centers, pass, stream));
@@ -415,23 +426,27 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
   by_dtype(tokens, [&](auto element) {
     using T = decltype(element);
     TokenInput<T> input(tokens);
-    size_t peaks_bytes;
-    check_cuda(density_peaks_workspace(input.view.frames, input.view.per_frame, input.view.frames, peaks_bytes), op);
-    void* peaks_workspace;
+    const int frames = input.view.frames, n = input.view.per_frame;
+    int64_t peaks_floats;
+    check_cuda(density_peaks_floats(frames, n, frames, peaks_floats), op);
+    float *gram, *peaks_workspace;
     const Tensor memory = allocate(tokens, [&](Workspace& workspace) {
       input.take(workspace);
-      peaks_workspace = workspace.take<char>(peaks_bytes);
+      gram = workspace.take<float>(gram_floats(n) * frames);
+      peaks_workspace = workspace.take<float>(peaks_floats);
     });
     const cudaStream_t stream = current_stream(tokens);
     check_cuda(input.fill(stream), op);
     DensityPeaks peaks{};
-    peaks.frames = input.view.frames;
-    peaks.per_frame = input.view.per_frame;
+    peaks.frames = frames;
+    peaks.per_frame = n;
     peaks.inverse_channels = 1.0f / input.channels;
+    peaks.gram = gram;
     peaks.candidates.mask = dense_mask ? static_cast<const uint8_t*>(dense_mask->const_data_ptr()) : nullptr;
-    peaks.candidates.per_frame = input.view.per_frame;
+    peaks.candidates.per_frame = n;
     configure(peaks);
-    check_cuda(launch_density_peaks(input.view, peaks, peaks_workspace, stream), op);
+    check_cuda(launch_gram(input.view, nullptr, frames, gram, {}, stream), op);
+    check_cuda(launch_density_peaks(peaks, peaks_workspace, stream), op);
   });
 }
 

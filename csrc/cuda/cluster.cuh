@@ -10,6 +10,7 @@
 
 #include "block.cuh"
 #include "launch.h"
+#include "token_map.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define FASTVID_CLUSTERS 1
@@ -120,6 +121,16 @@ class Inbox {
         : "memory");
 #else
     *target = word;
+#endif
+  }
+  // Has the copy engine bring a tile of `map` from these channels and tokens on, whose bytes count here.
+  __device__ __forceinline__ void copy_tile(const CUtensorMap& map, uint32_t tile, int channel, int token) {
+#ifdef FASTVID_CLUSTERS
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(tile),
+        "l"(&map), "r"(channel), "r"(token), "r"(address())
+        : "memory");
 #endif
   }
   // By all threads of the block; phases count from 0.

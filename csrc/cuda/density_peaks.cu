@@ -24,7 +24,6 @@ struct Layout {
 
 struct Work {
   DensityPeaks peaks;
-  const float* gram;
   Layout layout;
   float* rows;  // distances, (clusters, N, pitch), unless they are shared
 };
@@ -44,7 +43,7 @@ __device__ __forceinline__ void copy_vector(float* target, const float* source) 
 template <bool kShared>
 __device__ __forceinline__ void load_products(const float* tiles, const GramTiles& shape, int n, const OwnRows& rows,
                                               float* norms) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, area = shape.size * shape.size;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, area = shape.area();
   // Pairs (i, j) with j in the tile of i or after it: as they stand, lanes along a row.
   for (int j = lane * 4; j < n; j += kWarp * 4) {
     const int other = j / shape.size, column = j - other * shape.size;
@@ -110,7 +109,8 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     exchange.keys.init();
   }
   cluster_sync();  // all blocks have started, so that others may write to them
-  // The plan and the candidates are older than the kernel before this one.
+  // The plan and the candidates are older than the kernel before this one, unless that made the plan.
+  if (peaks.gram_of_all) wait_for_predecessor();
   const int frames = peaks.planned ? peaks.plan.totals->anchors : peaks.frames;
   const auto takes_part = [&](int frame, int t) { return t < n && peaks.candidates(frame, t); };
   int item = cluster, frame = 0;
@@ -124,7 +124,8 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   wait_for_predecessor();
   for (int turn = 0; item < frames; ++turn) {
     if (rows.first < rows.end) {
-      load_products<kRowsShared>(work.gram + static_cast<int64_t>(item) * shape.floats(), shape, n, rows, state.norms);
+      const int64_t place = peaks.gram_of_all ? frame : item;
+      load_products<kRowsShared>(peaks.gram + place * shape.floats(), shape, n, rows, state.norms);
     }
     const int num_candidates = mark_candidates(n, state, first_takes_part, [&](int t) { return takes_part(frame, t); });
     wait_copies<0>();
@@ -170,29 +171,21 @@ cudaError_t choose_layout(int frames, int n, int expected, Layout& layout, int& 
   return cudaSuccess;
 }
 
-size_t gram_bytes(int frames, int n) {
-  return (GramTiles(n).floats() * sizeof(float) * frames + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-}
-
 }  // namespace
 
-cudaError_t density_peaks_workspace(int frames, int per_frame, int expected, size_t& bytes) {
+int64_t gram_floats(int per_frame) { return GramTiles(per_frame).floats(); }
+
+cudaError_t density_peaks_floats(int frames, int per_frame, int expected, int64_t& floats) {
   Layout layout;
   int clusters;
   FASTVID_RETURN_IF_FAILED(choose_layout(frames, per_frame, expected, layout, clusters));
-  bytes = gram_bytes(frames, per_frame);
-  if (!layout.rows_shared) bytes += sizeof(float) * clusters * per_frame * layout.pitch;
+  floats = layout.rows_shared ? 0 : static_cast<int64_t>(clusters) * per_frame * layout.pitch;
   return cudaSuccess;
 }
 
-template <typename T>
-cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
-                                 cudaStream_t stream) {
-  float* const gram = static_cast<float*>(workspace);
+cudaError_t launch_density_peaks(const DensityPeaks& peaks, float* workspace, cudaStream_t stream) {
   const int expected = peaks.planned ? peaks.plan.estimate.anchors : peaks.frames;
-  FASTVID_RETURN_IF_FAILED(launch_gram(tokens, peaks.planned ? &peaks.plan : nullptr, expected, gram, stream));
-  float* const rows = gram + gram_bytes(peaks.frames, peaks.per_frame) / sizeof(float);
-  Work work{peaks, gram, {}, rows};
+  Work work{peaks, {}, workspace};
   int clusters;
   FASTVID_RETURN_IF_FAILED(choose_layout(peaks.frames, peaks.per_frame, expected, work.layout, clusters));
   const Launch shape{dim3(clusters * work.layout.cluster), kPeaksThreads, static_cast<size_t>(work.layout.shared_bytes),
@@ -200,8 +193,5 @@ cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& pe
   return work.layout.rows_shared ? launch<density_peaks_kernel<true>>(shape, work)
                                  : launch<density_peaks_kernel<false>>(shape, work);
 }
-template cudaError_t launch_density_peaks(const Tokens<float>&, const DensityPeaks&, void*, cudaStream_t);
-template cudaError_t launch_density_peaks(const Tokens<__half>&, const DensityPeaks&, void*, cudaStream_t);
-template cudaError_t launch_density_peaks(const Tokens<__nv_bfloat16>&, const DensityPeaks&, void*, cudaStream_t);
 
 }  // namespace fastvid

@@ -1,4 +1,5 @@
 #include "launch.h"
+#include "token_map.h"
 
 namespace fastvid {
 namespace {
@@ -27,6 +28,47 @@ cudaError_t device_limits(DeviceLimits& limits) {
   }
   limits = {static_cast<int>(packed >> 8 & 0xffffff), static_cast<int>(packed >> 32), (packed & 0xff) != 0};
   return cudaSuccess;
+}
+
+namespace {
+
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// cuTensorMapEncodeTiled, by way of the runtime: the library does not link to the driver.
+cudaError_t find_encoder(EncodeTiled& encode) {
+  static std::atomic<void*> found{nullptr};
+  void* function = found.load(std::memory_order_relaxed);
+  if (function == nullptr) {
+    cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+    FASTVID_RETURN_IF_FAILED(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
+#else
+    FASTVID_RETURN_IF_FAILED(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result));
+#endif
+    if (result != cudaDriverEntryPointSuccess) return cudaErrorCallRequiresNewerDriver;
+    found.store(function, std::memory_order_relaxed);
+  }
+  encode = reinterpret_cast<EncodeTiled>(function);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t make_token_map(const void* data, CUtensorMapDataType type, int element_bytes, int64_t channels,
+                           int64_t tokens, int64_t row_stride, int rows, CUtensorMap& map) {
+  EncodeTiled encode;
+  FASTVID_RETURN_IF_FAILED(find_encoder(encode));
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(tokens)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * element_bytes};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kTileRowBytes / element_bytes), static_cast<cuuint32_t>(rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result =
+      encode(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 }  // namespace fastvid

@@ -1,6 +1,7 @@
 #include "gram.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cluster.cuh"
 #include "launch.h"
@@ -9,134 +10,511 @@
 namespace fastvid {
 namespace {
 
-constexpr int kGramThreads = 2 * kWarpgroup;  // each warpgroup takes a half of the rows
-constexpr int kGramStages = 3;
-constexpr int kGramTileBytes = 2 * kGramTile * kTileRowBytes;
-constexpr int kGramPitch = kGramTile + 8;  // floats; keeps the writes of fragments free of bank conflicts
-constexpr int kGramBlocksPerMultiprocessor = 2;
-static_assert(kGramTile * kGramPitch * sizeof(float) <= kGramStages * kGramTileBytes);
-static_assert(kGramTile == kGramThreads / kWarpgroup * kWarpgroupRows);
+constexpr int kMultiplyThreads = 2 * kWarpgroup;  // each warpgroup makes a half of the products
+constexpr int kCopyThreads = kWarpgroup;
+constexpr int kGramThreads = kMultiplyThreads + kCopyThreads, kGramWarps = kGramThreads / kWarp;
+constexpr int kFewStages = 3;  // where shared memory does not hold as many as it should
+// What a block keeps besides its tiles: inboxes, and a tile of ones for features.
+constexpr int kInboxBytes = 1024, kOnesBytes = 8 * kTileRowBytes;
+// Whether slices come by the copy engine.
+#ifdef FASTVID_WGMMA
+constexpr bool kByEngine = true;
+#else
+constexpr bool kByEngine = false;
+#endif
 
-// One tile of the Gram matrix of one frame.
-// Grid: (cluster, tiles of a frame, frames); the blocks of a cluster share the channels and add up in the order of
-// their ranks. Memory: reads two tiles of tokens (D channels), out of L2 where other tiles read them too; writes 64 KB
-// at most. Limit: L2 bandwidth, ceil(N / 128) reads of every token.
-template <typename T>
-__global__ __launch_bounds__(kGramThreads,
-                             kGramBlocksPerMultiprocessor) void gram_kernel(const __grid_constant__ Tokens<T> tokens,
-                                                                            const __grid_constant__ FramePlan plan,
-                                                                            bool planned, float* gram) {
-  extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  float* const partial = reinterpret_cast<float*>(shared);  // (kGramTile, kGramPitch), where the tiles were
-  const GramTiles shape(tokens.per_frame);
-  int row = 0, column = blockIdx.y;
-  while (column >= shape.across - row) column -= shape.across - row++;
-  column += row;
-  const int first_a = row * shape.size, first_b = column * shape.size;
-  const int num_a = min(shape.size, tokens.per_frame - first_a), num_b = min(shape.size, tokens.per_frame - first_b);
+// The products of up to kRows tokens with themselves, on and above the diagonal, by blocks of 64 rows: block m has the
+// columns from 64 m on.
+template <int kRows>
+struct GramBlocks {
+  static constexpr int kCount = ceil_div(kRows, kWarpgroupRows);
+  static constexpr int sums(int m) { return std::max(kRows / 8 - m * kWarpgroupRows / 8, 1); }  // of eight columns
+  static constexpr int kStages = 7;
+  // As floats in shared memory: where a block begins, and from row to row, by which writes of fragments lie in
+  // different banks.
+  static __host__ __device__ constexpr int pitch(int m) { return kRows - m * kWarpgroupRows + (40 - kRows % 32) % 32; }
+  static __host__ __device__ constexpr int rows(int m) {
+    return m + 1 < kCount ? kWarpgroupRows : kRows - m * kWarpgroupRows;
+  }
+  // All blocks at once, or, in two rounds, those of one warpgroup (0 and 3, 1 and 2) at a time.
+  static constexpr int offset(int m, int rounds) {
+    if (m == 0 || (m == 1 && rounds > 1)) return 0;
+    const int before = rounds == 1 ? m - 1 : 3 - m;
+    return offset(before, rounds) + pitch(before) * rows(before);
+  }
+  static constexpr int sum_bytes(int rounds) {
+    int floats = 0;
+    for (int m = 0; m < kCount; ++m) floats = std::max(floats, offset(m, rounds) + pitch(m) * rows(m));
+    return floats * static_cast<int>(sizeof(float));
+  }
+  static constexpr int kStageRows = ceil_div(kRows, 16) * 16, kStageBytes = kStageRows * kTileRowBytes;
+  // Tensor cores read the last block's rows whole, past the end of a stage.
+  static constexpr int bytes(int stages) {
+    return stages * kStageBytes + (kCount * kWarpgroupRows - kStageRows) * kTileRowBytes;
+  }
+};
 
-  const int ranks = cluster_size(), rank = cluster_rank();
-  const Slices slices(tokens.row_bytes(), rank, ranks);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int first_row = uniform(threadIdx.x / kWarpgroup) * kWarpgroupRows;
-  // On the diagonal, columns before a warpgroup's own rows are nobody's: each pair is wanted once.
-  const int first_column = row == column ? first_row : 0, num_columns = uniform(shape.size - first_column);
-  const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
-  constexpr int kCopyStep = kGramThreads / 8, kCopies = kGramTile / kCopyStep;
-  const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
-  const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
-  const uint32_t a_at = first_row * kTileRowBytes,
-                 b_at = row == column ? a_at : static_cast<uint32_t>(kGramTile * kTileRowBytes);
+// Barriers between the warps that multiply and the one that copies: a slice has come (to warps that copy it themselves;
+// the copy engine has inboxes), a slice's place is free.
+template <int kStages>
+struct StageBarriers {
+  static constexpr int kOfCopy = 15;  // among the warps that copy
+  static_assert(2 * kStages < kOfCopy);
+  static __device__ __forceinline__ int full(int stage) { return 1 + stage; }
+  static __device__ __forceinline__ int free(int stage) { return 1 + kStages + stage; }
+};
 
-  wait_for_predecessor();
-  const int frames = planned ? plan.totals->anchors : tokens.frames;
-  for (int item = blockIdx.z; item < frames; item += gridDim.z) {
-    const int first_token = (planned ? plan.anchors[item] : item) * tokens.per_frame;
-    SliceCopy<T, kCopies, kCopyStep> copies[2];
-    // Rows past the last token are not copied: what stands there ends in products that nobody reads.
-    copies[0].rows = copies_of<kCopyStep>(copy_row, num_a);
-    copies[1].rows = row == column ? 0 : copies_of<kCopyStep>(copy_row, num_b);
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int r = copy_row + i * kCopyStep;
-      copies[0].source[i] = tokens.row(first_token + first_a + r) + first_channel;
-      copies[1].source[i] = tokens.row(first_token + first_b + r) + first_channel;
+struct GramArguments {
+  FramePlan plan;
+  bool planned;
+  float* gram;
+  FrameFeatures features;
+};
+
+// A block of gram_kernel. Its code is entered by all, and ends with what all do together, so that there is one copy of
+// that: instructions that are met once a frame cost more to fetch than to carry out.
+template <typename T, int kRows, int kStages>
+class GramBlock {
+ public:
+  __device__ __forceinline__ GramBlock(const Tokens<T>& tokens, const CUtensorMap& map, const GramArguments& arguments,
+                                       unsigned char* shared)
+      : tokens_(tokens),
+        map_(map),
+        arguments_(arguments),
+        features_(arguments.features),
+        shared_(shared),
+        tile0_(shared_address(shared)),
+        inboxes_(reinterpret_cast<Inbox*>(shared + Blocks::bytes(kStages))),
+        sums_(reinterpret_cast<float*>(shared + kSumsAt)),
+        shape_(tokens.per_frame),
+        first_(0),
+        second_(blockIdx.y),
+        ranks_(cluster_size()),
+        rank_(cluster_rank()),
+        slices_(tokens.row_bytes(), rank_, ranks_) {
+    while (second_ >= shape_.across - 1 - first_ && shape_.across > 1) second_ -= shape_.across - 1 - first_++;
+    if (shape_.across > 1) second_ += first_ + 1;
+    num_rows_ = shape_.across == 1 ? tokens.per_frame
+                                   : shape_.size + min(shape_.size, tokens.per_frame - second_ * shape_.size);
+    frames_ = arguments.planned ? arguments.plan.totals->anchors : tokens.frames;
+    if (kByEngine && threadIdx.x == kMultiplyThreads) {
+      for (int stage = 0; stage < kRing; ++stage) inboxes_[stage].init();
     }
-    const auto start_slice = [&](int slice) {
-      if (slice < slices.count) {
-        const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes + copy_at;
-        const bool within = first_channel + slice * kSliceChannels<T> < tokens.channels;
-        copies[0].start(tile, within);
-        copies[1].start(tile + kGramTile * kTileRowBytes, within);
+    next_ = blockIdx.z;
+  }
+
+  __device__ __forceinline__ void run() {
+    const int group = uniform(threadIdx.x / kWarpgroup);
+    // The copy engine may begin at once; what the others prepare lies elsewhere.
+    if (group == 2) start_early(blockIdx.z);
+    for (int item = blockIdx.z; item < frames_; item += gridDim.z) {
+      prepare();
+      if (group == 0) {
+        multiply<0, 3>(item);
+      } else if (group == 1) {
+        multiply<1, 2>(item);
+      } else {
+        copy(item);
       }
-      commit_copies();
-    };
-
-    float sums[kGramTile / 8][4] = {};
-    for (int slice = 0; slice < kGramStages - 1; ++slice) start_slice(slice);
-    for (int slice = 0; slice < slices.count; ++slice) {
-      wait_copies<kGramStages - 2>();
-      publish_copies();
-      __syncthreads();
-      const uint32_t tile = tile0 + slice % kGramStages * kGramTileBytes;
-      begin_products<T>();
-      multiply_columns<T>(sums, tile + a_at, tile + b_at, num_columns);
-      commit_products<T>();
-      start_slice(slice + kGramStages - 1);  // while the tensor cores work
-      wait_products<T>();
+      add_up(item, kRounds - 1);
     }
-    wait_copies<0>();
-    __syncthreads();
+  }
 
+ private:
+  using Blocks = GramBlocks<kRows>;
+  using Barriers = StageBarriers<kStages>;
+
+  // Products of two blocks of rows, by a warpgroup, which leaves them in shared memory.
+  template <int kFirst, int kSecond>
+  __device__ __forceinline__ void multiply(int item) {
+    float first_sums[Blocks::sums(kFirst)][4] = {}, second_sums[Blocks::sums(kSecond)][4] = {};
+    const auto for_each_block = [&](auto&& visit) {
+      visit(first_sums, std::integral_constant<int, kFirst>{});
+      if constexpr (kSecond < Blocks::kCount) visit(second_sums, std::integral_constant<int, kSecond>{});
+    };
+    if constexpr (kByParts<T>) {
+      multiply_parts_of_slices([](int) {},
+                               [&](int slice, int half) {
+                                 for_each_block([&](auto& sums, auto m) {
+                                   constexpr int kAt = m() * kWarpgroupRows * kTileRowBytes;
+                                   const uint32_t rows = tile0_ + stage_at(slice) + kAt,
+                                                  low_rows = tile0_ + kLowAt + kAt;
+                                   multiply_parts<Blocks::sums(m())>(sums, rows, rows, low_rows, low_rows, half);
+                                 });
+                               });
+    } else {
+      for (int slice = 0; slice < slices_.count; ++slice) {
+        wait_for(slice);
+        const uint32_t tile = tile0_ + stage_at(slice);
+        begin_products<T>();
 #pragma unroll
-    for (int c = 0; c < kGramTile / 8; ++c) {
-      if (c * 8 >= num_columns) break;
-      float* const at = partial + (warp * 16 + lane / 4) * kGramPitch + first_column + c * 8 + lane % 4 * 2;
-      *reinterpret_cast<float2*>(at) = make_float2(sums[c][0], sums[c][1]);
-      *reinterpret_cast<float2*>(at + 8 * kGramPitch) = make_float2(sums[c][2], sums[c][3]);
+        for (int step = 0; step < kSliceSteps; ++step) {
+          for_each_block([&](auto& sums, auto m) {
+            const uint32_t rows = tile + m() * kWarpgroupRows * kTileRowBytes;
+            multiply_step<T, Blocks::sums(m())>(sums, rows, rows, step);
+          });
+        }
+        commit_products<T>();
+        wait_products<T>();
+        release(item, slice);
+      }
+    }
+
+    for (int round = 0; round < kRounds; ++round) {
+      __syncthreads();  // nobody reads a slice any more, or the sums of the round before
+      if (kRounds == 1 || round == kFirst) {
+        const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        for_each_block([&](auto& sums, auto m) {
+          float* const at = sums_ + Blocks::offset(m(), kRounds) + row * Blocks::pitch(m()) + column;
+#pragma unroll
+          for (int c = 0; c < Blocks::sums(m()); ++c) {
+            if (row < Blocks::rows(m())) *reinterpret_cast<float2*>(at + c * 8) = make_float2(sums[c][0], sums[c][1]);
+            if (row + 8 < Blocks::rows(m())) {
+              *reinterpret_cast<float2*>(at + 8 * Blocks::pitch(m()) + c * 8) = make_float2(sums[c][2], sums[c][3]);
+            }
+          }
+        });
+      }
+      if (round + 1 < kRounds) add_up(item, round);
+    }
+  }
+
+  // Has the slices of a frame copied, and makes its features, by a warpgroup.
+  __device__ __forceinline__ void copy(int item) {
+    if constexpr (kByParts<T>) {
+      while (next_ == item && next_slice_ < kRing - 1) start_next();
+      multiply_parts_of_slices(
+          [&](int) {
+            if (next_ == item) start_next();
+          },
+          [](int, int) {});
+    } else if constexpr (kByEngine) {
+      const bool starts = threadIdx.x < kMultiplyThreads + kWarp;  // the copy engine takes one warp
+      while (starts && next_ == item && next_slice_ < kRing) start_next();
+      for (int slice = 0; slice < slices_.count; ++slice) {
+        // Where the last slice was, which all should be done with by now.
+        if (starts && slice > 0 && next_ == item) start_next();
+        wait_for(slice);
+        if (features_.data != nullptr) write_features(item, slice);
+        if (!starts) release(item, slice);
+      }
+      // The next frame's first slices come while this one's products are written.
+      if (starts) start_early(item + gridDim.z);
+    } else {
+      constexpr int kBehind = kStages - 2;  // slices under way behind the one that comes
+      for (int slice = -kBehind; slice < slices_.count; ++slice) {
+        if (next_ == item) start_next();
+        commit_copies();
+        if (slice < 0) continue;
+        wait_copies<kBehind>();
+        barrier_arrive(Barriers::full(slice % kRing), kGramThreads);
+        if (features_.data != nullptr) {
+          barrier_sync(Barriers::kOfCopy, kCopyThreads);
+          write_features(item, slice);
+        }
+      }
+    }
+    for (int round = 0; round < kRounds; ++round) {
+      __syncthreads();
+      if (round + 1 < kRounds) add_up(item, round);
+    }
+  }
+
+  // The first slices of frame `item`, to where no sums come.
+  __device__ __forceinline__ void start_early(int item) {
+    if (kByEngine && !kByParts<T> && item < frames_ && threadIdx.x / kWarp == kMultiplyThreads / kWarp) {
+      while (next_ == item && next_slice_ < kEarly) start_next();
+    }
+  }
+
+  // Says that the thread is done with a slice, to the warps that start others in its place, if there are to be any.
+  __device__ __forceinline__ void release(int item, int slice) {
+    if (slice + kRing < slices_.count || item + gridDim.z < frames_) {
+      barrier_arrive(Barriers::free(slice % kRing), kGramThreads);
+    }
+  }
+
+  // Starts to copy the next slice, where its place is free.
+  __device__ __forceinline__ void start_next() {
+    if (!kByParts<T> && (next_ != blockIdx.z || next_slice_ >= kRing)) {
+      barrier_sync(Barriers::free(next_slice_ % kRing), kGramThreads);
+    }
+    start_slice(next_, next_slice_);
+    if (++next_slice_ == slices_.count) {
+      next_slice_ = 0;
+      next_ += gridDim.z;
+    }
+  }
+
+  static constexpr int kRing = kStages - kByParts<T>;  // low parts take the place of the last stage
+  [[maybe_unused]] static constexpr int kLowAt = kRing * Blocks::kStageBytes;
+  static constexpr int kOnesAt = Blocks::bytes(kStages) + kInboxBytes;
+  static_assert(kOnesAt % kTileAlignment == 0);
+  // Sums take the place of the last stages when all slices have been multiplied; those before may hold the next slices.
+  static constexpr int kRounds = kStages > kFewStages ? 1 : 2;
+  static constexpr int kSumsAt = (Blocks::bytes(kStages) - Blocks::sum_bytes(kRounds)) / kVectorBytes * kVectorBytes;
+  static_assert(kSumsAt >= 0);
+  static constexpr int kEarly = std::min(kSumsAt / Blocks::kStageBytes, kRing);
+
+  static __device__ __forceinline__ int stage_at(int slice) { return slice % kRing * Blocks::kStageBytes; }
+
+  // By all threads: start_next(slice) may have a slice copied to where the one before `slice` was.
+  template <typename StartNext, typename Multiply>
+  __device__ __forceinline__ void multiply_parts_of_slices(StartNext&& start_next, Multiply&& multiply) {
+    multiply_slices_by_parts(
+        slices_.count, [&](int slice) { wait_for(slice); },
+        [&](int slice, int half) {
+          write_low_parts<kGramThreads, ceil_div(kRows, 288) * 288>(shared_ + stage_at(slice), shared_ + kLowAt,
+                                                                    num_rows_, half);
+        },
+        multiply,
+        [&](int slice, int half) {
+          if (half == 1) start_next(slice);
+        });
+  }
+
+  // Before the slices of a frame, as sums have taken the place of those before: what features add up besides copies,
+  // zeros where no token is copied to and the ones that all are multiplied by. By all threads; a barrier.
+  __device__ __forceinline__ void prepare() {
+    if (features_.data != nullptr) {
+      T* const ones = reinterpret_cast<T*>(shared_ + kOnesAt);
+      for (int i = threadIdx.x; i < kOnesBytes / static_cast<int>(sizeof(T)); i += kGramThreads) {
+        ones[i] = from_float<T>(1.0f);
+      }
+      for (int i = threadIdx.x; i < (Blocks::kStageRows - num_rows_) * kRing * 8; i += kGramThreads) {
+        const uint32_t at = stage_at(i / 8) + tile_offset(num_rows_ + i / 8 / kRing, i % 8);
+        *reinterpret_cast<uint4*>(shared_ + at) = uint4{};
+      }
+    }
+    publish_copies();
+    __syncthreads();
+  }
+
+  // Starts to copy one of the block's slices, by the warpgroup that copies.
+  __device__ __forceinline__ void start_slice(int item, int slice) {
+    const int frame = arguments_.planned ? arguments_.plan.anchors[item] : item;
+    const int channel = (slices_.first + slice) * kSliceChannels<T>;
+    const int first_token = frame * tokens_.per_frame + first_ * shape_.size;
+    const int second_token = frame * tokens_.per_frame + (second_ - 1) * shape_.size;  // of which row 0 would be
+    const uint32_t tile = tile0_ + stage_at(slice);
+    if constexpr (kByEngine) {
+      if (threadIdx.x == kMultiplyThreads) {
+        Inbox& inbox = inboxes_[slice % kRing];
+        const bool is_whole = shape_.across <= 2;  // the frame, as one box
+        inbox.expect((is_whole ? num_rows_ : 2 * shape_.size) * kTileRowBytes);
+        inbox.copy_tile(map_, tile, channel, first_token);
+        if (!is_whole) {
+          inbox.copy_tile(map_, tile + shape_.size * kTileRowBytes, channel, second_token + shape_.size);
+        }
+      }
+      __syncwarp();
+    } else {
+      const int chunk = threadIdx.x % 8, first_channel = channel + chunk * Vector<T>::kSize;
+      for (int row = (threadIdx.x - kMultiplyThreads) / 8; row < num_rows_; row += kCopyThreads / 8) {
+        const T* const source = tokens_.row((row < shape_.size ? first_token : second_token) + row) + first_channel;
+        copy_async(tile + tile_offset(row, chunk), source, first_channel < tokens_.channels);
+      }
+    }
+  }
+
+  // By all threads that read a slice, once each.
+  __device__ __forceinline__ void wait_for(int slice) {
+    if constexpr (kByEngine) {
+      const int stage = slice % kRing;
+      inboxes_[stage].wait(phases_ >> stage & 1);
+      phases_ ^= 1u << stage;
+    } else {
+      barrier_sync(Barriers::full(slice % kRing), kGramThreads);
+    }
+  }
+
+  // Means of a slice's tokens, by a warpgroup.
+  __device__ __forceinline__ void write_features(int item, int slice) {
+    if constexpr (sizeof(T) == 2) {
+      RowSums sums;
+      begin_products<T>();
+      sum_rows<Blocks::kStageRows>(sums, tile0_ + stage_at(slice), tile0_ + kOnesAt, T{});
+      commit_products<T>();
+      const int lane = threadIdx.x % kWarp, channel = threadIdx.x / kWarp % 4 * 16 + lane / 4;
+      const int left = features_.stride - (slices_.first + slice) * kSliceChannels<T> - channel;
+      float* const at = features_.data + static_cast<int64_t>(item + 1) * features_.stride - left;
+      const float inverse = 1.0f / tokens_.per_frame;
+      wait_products<T>();
+      if (lane % 4 == 0 && left > 0) at[0] = sums.total(0) * inverse;
+      if (lane % 4 == 0 && left > 8) at[8] = sums.total(2) * inverse;
+    }
+  }
+
+  // The sums of a round, which the blocks of the cluster have in shared memory, become products in device memory; by
+  // all threads. A warp takes eight rows and four vectors at a time, which suits the mirror as well.
+  __device__ __forceinline__ void add_up(int item, int round) {
+    constexpr int kAtOnce = 3;  // loads under way
+    constexpr int kUnitRows = 8, kUnitColumns = 16, kShrinks = kWarpgroupRows / kUnitColumns;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    // The tile on the diagonal comes with the next group, that of the last group with the one before.
+    float* const tiles = arguments_.gram + static_cast<int64_t>(item) * shape_.floats();
+    float* const between = tiles + shape_.at(first_, second_) * shape_.area();
+    float* const on_first = second_ <= first_ + 1 ? tiles + shape_.at(first_, first_) * shape_.area() : nullptr;
+    float* const on_second = second_ == first_ + 1 && second_ + 1 == shape_.across
+                                 ? tiles + shape_.at(second_, second_) * shape_.area()
+                                 : nullptr;
+    const int size = shape_.size, rows = shape_.pair_rows();
+    const int across = ceil_div(num_rows_, kUnitColumns), down = ceil_div(num_rows_, kUnitRows);  // units
+    int first_units[Blocks::kCount];  // of each block, whose rows are shorter by kShrinks than those of the one before
+    uint32_t inverses[Blocks::kCount];
+    int num_units = 0;
+#pragma unroll
+    for (int m = 0; m < Blocks::kCount; ++m) {
+      const int length = max(across - m * kShrinks, 1);
+      const int height = min(down - m * kWarpgroupRows / kUnitRows, kWarpgroupRows / kUnitRows);
+      first_units[m] = num_units;
+      inverses[m] = (1u << 16) / length + 1;  // exact for numbers as small as these
+      if (kRounds == 1 || (m == 1 || m == 2) == (round == 1)) num_units += max(height, 0) * length;
     }
     cluster_sync();
-    float* const out = gram + (static_cast<int64_t>(item) * shape.count() + blockIdx.y) * shape.size * shape.size;
-    const auto total_at = [&](int r, int c) {
-      return cluster_total(reinterpret_cast<const float4*>(partial + r * kGramPitch + c), ranks);
-    };
-    const int quads = ceil_div(num_b, 4), first = rank * kGramThreads + threadIdx.x, step = ranks * kGramThreads;
-    // On the diagonal, rows past the first 64 take their first columns from the mirror.
-    const int num_mirrored = row == column ? max(num_a - kWarpgroupRows, 0) : 0;
-    for (int unit = first; unit < num_a * quads; unit += step) {
-      const int r = unit / quads, c = (unit - r * quads) * 4;
-      if (num_mirrored > 0 && r >= kWarpgroupRows && c < kWarpgroupRows) continue;
-      *reinterpret_cast<float4*>(out + r * shape.size + c) = total_at(r, c);
-    }
-    for (int unit = first; unit < ceil_div(num_mirrored, 4) * kWarpgroupRows; unit += step) {
-      const int c = unit % kWarpgroupRows, r = kWarpgroupRows + unit / kWarpgroupRows * 4;
-      const float4 total = total_at(c, r);
-      const float parts[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll 1
+    for (int first = rank_ * kGramWarps + warp; first < num_units; first += kAtOnce * ranks_ * kGramWarps) {
+      float4 totals[kAtOnce];
+      int row_at[kAtOnce], column_at[kAtOnce];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (r + e < num_a) out[(r + e) * shape.size + c] = parts[e];
+      for (int u = 0; u < kAtOnce; ++u) {
+        int unit = first + u * ranks_ * kGramWarps, m = 0, offset = 0, before = 0;
+        uint32_t inverse = inverses[0];
+#pragma unroll
+        for (int b = 1; b < Blocks::kCount; ++b) {
+          if (unit >= first_units[b] && (kRounds == 1 || (b == 1 || b == 2) == (round == 1))) {
+            m = b;
+            offset = Blocks::offset(b, kRounds);
+            inverse = inverses[b];
+            before = first_units[b];
+          }
+        }
+        const bool exists = unit < num_units;
+        unit -= before;
+        const int down_at = unit * inverse >> 16, length = max(across - m * kShrinks, 1);
+        const int row = down_at * kUnitRows + lane % 8,
+                  column = (unit - down_at * length) * kUnitColumns + lane / 8 * 4;
+        row_at[u] = m * kWarpgroupRows + row;
+        column_at[u] = m * kWarpgroupRows + column;
+        if (!exists || max(row_at[u], column_at[u]) >= num_rows_) {
+          row_at[u] = rows;  // nobody's
+          continue;
+        }
+        const int pitch = Blocks::pitch(0) - m * kWarpgroupRows;
+        const float4* const at = reinterpret_cast<const float4*>(sums_ + offset + row * pitch + column);
+        totals[u] = ranks_ == 1 ? *at : cluster_total(at, ranks_);
+      }
+      // Each pair of tokens is wanted once, and in tiles on the diagonal twice: what lies before a block's columns
+      // there comes from the mirror.
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = row_at[u], j = column_at[u];
+        const bool i_second = i >= size, j_second = j >= size;
+        float* const tile = i_second ? on_second : j_second ? between : on_first;
+        if (i >= rows || tile == nullptr || (i_second && !j_second)) continue;
+        const int r = i_second ? i - size : i, c = j_second ? j - size : j;
+        __stcg(reinterpret_cast<float4*>(tile + r * size + c), totals[u]);
+        if (i_second != j_second || i / kWarpgroupRows == j / kWarpgroupRows) continue;
+        float* const mirror = tile + c * size + r;
+        mirror[0] = totals[u].x;
+        mirror[size] = totals[u].y;
+        mirror[2 * size] = totals[u].z;
+        mirror[3 * size] = totals[u].w;
       }
     }
     cluster_sync();  // peers have read this block's sums
   }
+
+  const Tokens<T>& tokens_;
+  const CUtensorMap& map_;
+  const GramArguments& arguments_;
+  const FrameFeatures& features_;
+  unsigned char* const shared_;
+  const uint32_t tile0_;
+  Inbox* const inboxes_;  // for each stage
+  float* const sums_;
+  uint32_t phases_ = 0;        // a bit a stage, of its inbox
+  int next_, next_slice_ = 0;  // frame and slice to start
+  const GramTiles shape_;
+  int first_, second_;  // groups of the pair
+  const int ranks_, rank_;
+  const Slices slices_;
+  int num_rows_, frames_;
+};
+
+// Products of all tokens of a pair of groups, of one frame after the other; and frame features from the same reading
+// of the tokens, where those are wanted and a frame is one pair.
+// Grid: (cluster, pairs, frames at a time); the blocks of a cluster share the channels and add up in the order of their
+// ranks. Two warpgroups multiply what a third has copied. Memory: reads two groups of tokens (D channels),
+// writes up to three tiles of 64 KB. Limit: device memory where all frames are read, else L2.
+template <typename T, int kRows, int kStages>
+__global__ __launch_bounds__(kGramThreads, 1) void gram_kernel(const __grid_constant__ Tokens<T> tokens,
+                                                               const __grid_constant__ CUtensorMap map,
+                                                               const __grid_constant__ GramArguments arguments) {
+  extern __shared__ __align__(kTileAlignment) unsigned char shared[];
+  wait_for_predecessor();
+  GramBlock<T, kRows, kStages>(tokens, map, arguments, shared).run();
+}
+
+// Calls launch_as(kRows, kStages), constants, for the kernel that suits frames of n tokens on this device.
+template <typename LaunchAs>
+cudaError_t by_shape(const DeviceLimits& limits, int n, int feature_bytes, LaunchAs&& launch_as) {
+  const auto by_stages = [&](auto rows) {
+    using Blocks = GramBlocks<rows()>;
+    const bool all = Blocks::bytes(Blocks::kStages) + kInboxBytes + feature_bytes <= limits.shared_bytes;
+    return all ? launch_as(rows, std::integral_constant<int, Blocks::kStages>{})
+               : launch_as(rows, std::integral_constant<int, kFewStages>{});
+  };
+  const int rows = GramTiles(n).pair_rows();
+  if (rows <= 144) return by_stages(std::integral_constant<int, 144>{});
+  return by_stages(std::integral_constant<int, kGramTokens>{});
 }
 
 }  // namespace
 
 template <typename T>
-cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
-                        cudaStream_t stream) {
-  const int tiles = GramTiles(tokens.per_frame).count();
-  const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 15.0, 1.4};
-  int cluster;
-  FASTVID_RETURN_IF_FAILED(
-      choose_cluster<gram_kernel<T>>(tiles * expected, kGramThreads, kGramStages * kGramTileBytes, cost, cluster));
-  const dim3 grid(cluster, tiles, std::min(tokens.frames, 65535));
-  return launch<gram_kernel<T>>({grid, kGramThreads, kGramStages * kGramTileBytes, cluster, stream}, tokens,
-                                plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram);
+cudaError_t gram_makes_features(int per_frame, bool& makes) {
+  DeviceLimits limits;
+  FASTVID_RETURN_IF_FAILED(device_limits(limits));
+  // For float32, tensor cores would take longer for all frames than it takes to read those.
+  makes = sizeof(T) == 2 && per_frame <= kGramTokens &&
+          GramBlocks<kGramTokens>::bytes(kFewStages) + kInboxBytes + kOnesBytes <= limits.shared_bytes;
+  return cudaSuccess;
 }
-template cudaError_t launch_gram(const Tokens<float>&, const FramePlan*, int, float*, cudaStream_t);
-template cudaError_t launch_gram(const Tokens<__half>&, const FramePlan*, int, float*, cudaStream_t);
-template cudaError_t launch_gram(const Tokens<__nv_bfloat16>&, const FramePlan*, int, float*, cudaStream_t);
+template cudaError_t gram_makes_features<float>(int, bool&);
+template cudaError_t gram_makes_features<__half>(int, bool&);
+template cudaError_t gram_makes_features<__nv_bfloat16>(int, bool&);
+
+template <typename T>
+cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
+                        const FrameFeatures& features, cudaStream_t stream) {
+  DeviceLimits limits;
+  FASTVID_RETURN_IF_FAILED(device_limits(limits));
+  const int pairs = GramTiles(tokens.per_frame).pairs();
+  const int feature_bytes = features.data != nullptr ? kOnesBytes : 0;
+  return by_shape(limits, tokens.per_frame, feature_bytes, [&](auto rows, auto stages) {
+    constexpr auto kKernel = gram_kernel<T, rows(), stages()>;
+    const size_t shared_bytes = GramBlocks<rows()>::bytes(stages()) + kInboxBytes + feature_bytes;
+    const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 11.0, 1.0};
+    int cluster = 1;
+    if (stages() > kFewStages) {
+      FASTVID_RETURN_IF_FAILED(choose_cluster<kKernel>(pairs * expected, kGramThreads, shared_bytes, cost, cluster));
+    }
+    const int at_a_time = std::max<int>(1, resident_clusters(limits, 1, cluster) / pairs);
+    const dim3 grid(cluster, pairs, std::min(tokens.frames, at_a_time));
+    CUtensorMap map{};
+    if (limits.clusters) {
+      const GramTiles shape(tokens.per_frame);
+      FASTVID_RETURN_IF_FAILED(make_token_map(tokens, shape.across > 2 ? shape.size : tokens.per_frame, map));
+    }
+    const GramArguments arguments{plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram, features};
+    return launch<kKernel>({grid, kGramThreads, shared_bytes, cluster, stream}, tokens, map, arguments);
+  });
+}
+#define FASTVID_INSTANTIATE(T) \
+  template cudaError_t launch_gram(const Tokens<T>&, const FramePlan*, int, float*, const FrameFeatures&, cudaStream_t);
+FASTVID_INSTANTIATE(float)
+FASTVID_INSTANTIATE(__half)
+FASTVID_INSTANTIATE(__nv_bfloat16)
 
 }  // namespace fastvid

@@ -6,7 +6,6 @@
 
 namespace fastvid {
 
-constexpr int kTileRowBytes = 128;
 constexpr int kStepBytes = 32;  // depth of one mma in bytes of either operand: 16 channels, 8 of float32
 
 // Byte offset of a 16-byte chunk (0 to 7) of a tile row.

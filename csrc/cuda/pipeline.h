@@ -89,18 +89,22 @@ struct Candidates {
   }
 };
 
-// Saliency whose ranks are wanted beside the features, and what is written of it.
+// Saliency whose ranks are wanted, and what is written of it.
 struct Ranking {
   AnyFloats saliency;
   uint16_t* rank;         // (T*N,) place among the frame's tokens
   uint8_t* center_flags;  // (T*N,) cleared
 };
 
+// Means of the tokens of each frame.
+struct FrameFeatures {
+  float* data;  // (T, stride), or null: not wanted
+  int stride;
+};
+
 // ---- segment.cu
-// Means of the tokens of each frame into features (T, features_stride), unless that is null, and ranks of the saliency.
 template <typename T>
-cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride, const Ranking& ranking,
-                                  cudaStream_t stream);
+cudaError_t launch_frame_features(const Tokens<T>& tokens, const FrameFeatures& features, cudaStream_t stream);
 cudaError_t launch_similarity(const AnyFloats& features, int frames, const Videos& videos, float* similarity,
                               cudaStream_t stream);
 cudaError_t launch_segment(const float* similarity, int frames, const Videos& videos, float threshold, int min_segments,
@@ -117,16 +121,22 @@ inline int64_t plan_scratch(int64_t frames) { return 8 * frames + 8; }
 // num_salient and num_context of frames whose segments are given.
 cudaError_t launch_plan(const int* segment_ids, const float* similarity, int frames, const BudgetParams& params,
                         const FramePlan& plan, int* num_salient, int* num_context, cudaStream_t stream);
-// Segments and plan, for prune; also clears the counts of max_centers centres and the tickets.
+// Segments and plan, for prune, and ranks of the saliency; also clears the counts of max_centers centres and the
+// tickets.
 cudaError_t launch_segment_and_plan(const float* similarity, int frames, const SegmentParams& segments,
-                                    const BudgetParams& params, const FramePlan& plan, const Centers& centers,
-                                    int max_centers, int passes, cudaStream_t stream);
+                                    const BudgetParams& params, const FramePlan& plan, const Ranking& ranking,
+                                    const Centers& centers, int max_centers, int passes, cudaStream_t stream);
 
 // ---- gram.cu
-// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into
-// tiles (gram.cuh). As many of those frames are expected; any number will do.
+// Whether products of all frames come with the features of those, so that the tokens are read once for both.
 template <typename T>
-cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram, cudaStream_t stream);
+cudaError_t gram_makes_features(int per_frame, bool& makes);
+// Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into
+// tiles (gram.cuh). As many of those frames are expected; any number will do. Without a plan also features, if those
+// are wanted and gram_makes_features.
+template <typename T>
+cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
+                        const FrameFeatures& features, cudaStream_t stream);
 
 // ---- density_peaks.cu
 struct DensityPeaks {
@@ -143,13 +153,15 @@ struct DensityPeaks {
   Centers centers;
   int num_peaks;
   int64_t* peaks;  // (B, num_peaks) or null
+  // Products of the frames that are worked on, in their order, or of all frames.
+  const float* gram;
+  bool gram_of_all;
 };
-// Bytes of device memory that launch_density_peaks needs for as many anchor frames as are to be expected, most of them
-// for the products.
-cudaError_t density_peaks_workspace(int frames, int per_frame, int expected, size_t& bytes);
-template <typename T>
-cudaError_t launch_density_peaks(const Tokens<T>& tokens, const DensityPeaks& peaks, void* workspace,
-                                 cudaStream_t stream);
+// Floats of a frame's products, and of what launch_density_peaks needs in device memory besides, for as many anchor
+// frames as are to be expected.
+int64_t gram_floats(int per_frame);
+cudaError_t density_peaks_floats(int frames, int per_frame, int expected, int64_t& floats);
+cudaError_t launch_density_peaks(const DensityPeaks& peaks, float* workspace, cudaStream_t stream);
 
 // ---- scatter_merge.cu
 // Numbers of centres are stored so that, read as bfloat16 or float16, they are distinct normal values: tensor-core

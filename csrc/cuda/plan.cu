@@ -5,6 +5,7 @@
 #include "block.cuh"
 #include "cluster.cuh"
 #include "launch.h"
+#include "saliency.cuh"
 #include "segment.cuh"
 
 namespace fastvid {
@@ -161,7 +162,7 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
 __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const int* segment_ids, const float* similarity, int frames,
                                                             const BudgetParams params, const FramePlan plan,
                                                             int* num_salient, int* num_context) {
-  extern __shared__ int shared[];
+  extern __shared__ __align__(16) int shared[];
   const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
   wait_for_predecessor();
   for (int f = threadIdx.x; f < frames; f += blockDim.x) {
@@ -177,15 +178,18 @@ __global__ __launch_bounds__(kPlanThreads) void plan_kernel(const int* segment_i
   }
 }
 
-// Segments and plan at once. Grid: one block; a few bytes a frame, latency is its limit.
-__global__ __launch_bounds__(kPlanThreads) void segment_and_plan_kernel(const float* similarity, int frames,
-                                                                        const SegmentParams segments,
-                                                                        const BudgetParams params, const FramePlan plan,
-                                                                        const Centers centers, int max_centers,
-                                                                        int passes) {
-  extern __shared__ int shared[];
-  const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
+// Segments and plan at once, and meanwhile the ranks of the saliency. Grid: one block that plans, and one a frame; a
+// few bytes a frame, latency is its limit.
+__global__ __launch_bounds__(kPlanThreads) void segment_and_plan_kernel(
+    const float* similarity, int frames, const SegmentParams segments, const BudgetParams params, const FramePlan plan,
+    const __grid_constant__ Ranking ranking, const Centers centers, int max_centers, int passes) {
+  extern __shared__ __align__(16) int shared[];
   wait_for_predecessor();
+  if (blockIdx.x > 0) {
+    rank_tokens(ranking, blockIdx.x - 1, shared);
+    return;
+  }
+  const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
   for (int c = threadIdx.x; c < max_centers; c += blockDim.x) centers.counts[c] = 0;
   for (int p = threadIdx.x; p < passes; p += blockDim.x) plan.tickets[p] = 0;
   for_each_cut(similarity, frames, segments.videos, segments.threshold, segments.min_segments, scratch.salient,
@@ -212,10 +216,13 @@ cudaError_t launch_plan(const int* segment_ids, const float* similarity, int fra
 }
 
 cudaError_t launch_segment_and_plan(const float* similarity, int frames, const SegmentParams& segments,
-                                    const BudgetParams& params, const FramePlan& plan, const Centers& centers,
-                                    int max_centers, int passes, cudaStream_t stream) {
-  return launch<segment_and_plan_kernel>(plan_launch(frames, stream), similarity, frames, segments, params, plan,
-                                         centers, max_centers, passes);
+                                    const BudgetParams& params, const FramePlan& plan, const Ranking& ranking,
+                                    const Centers& centers, int max_centers, int passes, cudaStream_t stream) {
+  Launch shape = plan_launch(frames, stream);
+  shape.grid = dim3(1 + frames);
+  shape.shared_bytes = std::max(shape.shared_bytes, rank_bytes(ranking.saliency.columns));
+  return launch<segment_and_plan_kernel>(shape, similarity, frames, segments, params, plan, ranking, centers,
+                                         max_centers, passes);
 }
 
 }  // namespace fastvid

@@ -24,8 +24,10 @@ __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
     const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, bool merge_centers,
     int pass, int first_frame, const AssignTile tile) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  assign_part<T, kCenters>(tokens, plan, centers, candidates, assignments, output, merge_centers, pass,
-                           first_frame + blockIdx.z, blockIdx.y, gridDim.y, tile, shared);
+  // Last frames first: of what was read before, they are in L2.
+  const int frame = first_frame + gridDim.z - 1 - blockIdx.z;
+  assign_part<T, kCenters>(tokens, plan, centers, candidates, assignments, output, merge_centers, pass, frame,
+                           blockIdx.y, gridDim.y, tile, shared);
 }
 
 // Merged rows of all centres.

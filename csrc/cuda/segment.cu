@@ -15,26 +15,10 @@ constexpr int kFeatureThreads = kFeatureWarps * kWarp;
 constexpr int kSimilarityThreads = 256;
 constexpr int kSegmentThreads = 1024;
 
-// rank[f, t] = place of token t among the tokens of frame f by saliency, by one block; clears the centres' flags.
-__device__ __forceinline__ void rank_frame(const Ranking& ranking, int frame, int64_t* keys) {
-  const int n = ranking.saliency.columns;
-  for (int t = threadIdx.x; t < n; t += kFeatureThreads) keys[t] = order_key(ranking.saliency.at(frame, t));
-  __syncthreads();
-  for (int t = threadIdx.x; t < n; t += kFeatureThreads) {
-    const int64_t key = keys[t];
-    int place = 0;
-#pragma unroll 8
-    for (int j = 0; j < n; ++j) place += ranks_before(keys[j], j, key, t);
-    const int64_t at = static_cast<int64_t>(frame) * n + t;
-    ranking.rank[at] = static_cast<uint16_t>(place);
-    ranking.center_flags[at] = 0;
-  }
-}
-
 // features[f] = mean of the tokens of frame f, over one vector a lane; the warps share the tokens.
 template <typename T>
-__device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame, int tile, float* features,
-                                              int features_stride, float* partial) {
+__device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame, int tile,
+                                              const FrameFeatures& features, float* partial) {
   constexpr int kSize = Vector<T>::kSize;
   constexpr int kUnroll = 6;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -63,30 +47,23 @@ __device__ __forceinline__ void mean_of_frame(const Tokens<T>& tokens, int frame
   __syncthreads();
   for (int i = threadIdx.x; i < kWarp * kSize; i += kFeatureThreads) {
     const int out = tile * kWarp * kSize + i;
-    if (out >= features_stride) continue;
+    if (out >= features.stride) continue;
     float total = 0.0f;
 #pragma unroll
     for (int w = 0; w < kFeatureWarps; ++w) total += partial[w * kWarp * kSize + i];
-    features[static_cast<int64_t>(frame) * features_stride + out] = total / tokens.per_frame;
+    features.data[static_cast<int64_t>(frame) * features.stride + out] = total / tokens.per_frame;
   }
 }
 
-// Frame features and saliency ranks.
-// Grid: frames x (tiles of one vector a lane, and one block for the ranks). Memory: reads the tokens once, from device
-// memory, which is the limit; N^2 comparisons of saliency hide behind it.
+// Frame features.
+// Grid: frames x tiles of one vector a lane. Memory: reads the tokens once, from device memory, which is the limit.
 template <typename T>
-__global__ __launch_bounds__(kFeatureThreads) void frame_features_kernel(const __grid_constant__ Tokens<T> tokens,
-                                                                         float* features, int features_stride,
-                                                                         const Ranking ranking) {
-  extern __shared__ __align__(16) unsigned char shared[];
+__global__ __launch_bounds__(kFeatureThreads) void frame_features_kernel(
+    const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FrameFeatures features) {
+  __shared__ float partial[kFeatureWarps * kWarp * Vector<T>::kSize];
   wait_for_predecessor();
-  const int blocks = features == nullptr ? 1 : ceil_div(tokens.channels, kWarp * Vector<T>::kSize) + 1;
-  const int frame = blockIdx.x / blocks, tile = blockIdx.x - frame * blocks;
-  if (tile == 0) {
-    rank_frame(ranking, frame, reinterpret_cast<int64_t*>(shared));
-  } else {
-    mean_of_frame(tokens, frame, tile - 1, features, features_stride, reinterpret_cast<float*>(shared));
-  }
+  const int tiles = ceil_div(tokens.channels, kWarp * Vector<T>::kSize), frame = blockIdx.x / tiles;
+  mean_of_frame(tokens, frame, blockIdx.x - frame * tiles, features, partial);
 }
 
 // similarity[f] = cosine of the features of frame f and the next, -1 at a video's last frame.
@@ -147,18 +124,14 @@ __global__ __launch_bounds__(kSegmentThreads) void segment_kernel(const float* s
 }  // namespace
 
 template <typename T>
-cudaError_t launch_frame_features(const Tokens<T>& tokens, float* features, int features_stride, const Ranking& ranking,
-                                  cudaStream_t stream) {
+cudaError_t launch_frame_features(const Tokens<T>& tokens, const FrameFeatures& features, cudaStream_t stream) {
   const int channels_a_block = kWarp * Vector<T>::kSize;
-  const int blocks = features == nullptr ? 1 : ceil_div(tokens.channels, channels_a_block) + 1;
-  const size_t shared_bytes =
-      std::max<size_t>(kFeatureWarps * channels_a_block * sizeof(float), tokens.per_frame * sizeof(int64_t));
-  return launch<frame_features_kernel<T>>({dim3(tokens.frames * blocks), kFeatureThreads, shared_bytes, 1, stream},
-                                          tokens, features, features_stride, ranking);
+  const int blocks = tokens.frames * ceil_div(tokens.channels, channels_a_block);
+  return launch<frame_features_kernel<T>>({dim3(blocks), kFeatureThreads, 0, 1, stream}, tokens, features);
 }
-template cudaError_t launch_frame_features(const Tokens<float>&, float*, int, const Ranking&, cudaStream_t);
-template cudaError_t launch_frame_features(const Tokens<__half>&, float*, int, const Ranking&, cudaStream_t);
-template cudaError_t launch_frame_features(const Tokens<__nv_bfloat16>&, float*, int, const Ranking&, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<float>&, const FrameFeatures&, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<__half>&, const FrameFeatures&, cudaStream_t);
+template cudaError_t launch_frame_features(const Tokens<__nv_bfloat16>&, const FrameFeatures&, cudaStream_t);
 
 cudaError_t launch_similarity(const AnyFloats& features, int frames, const Videos& videos, float* similarity,
                               cudaStream_t stream) {

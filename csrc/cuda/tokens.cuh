@@ -11,6 +11,7 @@ namespace fastvid {
 
 constexpr int kVectorBytes = 16;
 constexpr int kWarp = 32;
+constexpr int kTileRowBytes = 128;  // of a token in a tile of shared memory
 
 template <typename T>
 struct Tokens {

@@ -44,17 +44,25 @@ struct TileDescriptor {
 };
 
 #define FASTVID_SUMS4(s, c) "+f"(s[c][0]), "+f"(s[c][1]), "+f"(s[c][2]), "+f"(s[c][3])
-#define FASTVID_SUMS16(s, c) \
-  FASTVID_SUMS4(s, c), FASTVID_SUMS4(s, c + 1), FASTVID_SUMS4(s, c + 2), FASTVID_SUMS4(s, c + 3)
+#define FASTVID_SUMS8(s, c) FASTVID_SUMS4(s, c), FASTVID_SUMS4(s, c + 1)
+#define FASTVID_SUMS16(s, c) FASTVID_SUMS8(s, c), FASTVID_SUMS8(s, c + 2)
 #define FASTVID_SUMS32(s, c) FASTVID_SUMS16(s, c), FASTVID_SUMS16(s, c + 4)
+#define FASTVID_SUMS64(s, c) FASTVID_SUMS32(s, c), FASTVID_SUMS32(s, c + 8)
 #define FASTVID_REGISTERS4 "%0,%1,%2,%3"
-#define FASTVID_REGISTERS20 FASTVID_REGISTERS4 ",%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
-#define FASTVID_REGISTERS32                                                                                            \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
-  "%31"
+#define FASTVID_REGISTERS8 FASTVID_REGISTERS4 ",%4,%5,%6,%7"
+#define FASTVID_REGISTERS32 \
+  FASTVID_REGISTERS8 ",%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define FASTVID_REGISTERS36 FASTVID_REGISTERS32 ",%32,%33,%34,%35"
-#define FASTVID_REGISTERS52 FASTVID_REGISTERS36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51"
+#define FASTVID_REGISTERS40 FASTVID_REGISTERS36 ",%36,%37,%38,%39"
+#define FASTVID_REGISTERS52 FASTVID_REGISTERS40 ",%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51"
 #define FASTVID_REGISTERS64 FASTVID_REGISTERS52 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define FASTVID_REGISTERS68 FASTVID_REGISTERS64 ",%64,%65,%66,%67"
+#define FASTVID_REGISTERS72 FASTVID_REGISTERS68 ",%68,%69,%70,%71"
+#define FASTVID_REGISTERS96                                                                            \
+  FASTVID_REGISTERS72                                                                                  \
+      ",%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%" \
+      "95"
+#define FASTVID_REGISTERS100 FASTVID_REGISTERS96 ",%96,%97,%98,%99"
 
 /* 64 rows of tile a times `columns` rows of tile b, into `sums`; %A and %B name the tiles, %P a one. */
 #define FASTVID_WGMMA_TILES(T, type, depth, flags, columns, registers, A, B, P, ...)                               \
@@ -69,11 +77,18 @@ struct TileDescriptor {
   }
 #define FASTVID_WGMMA_OPS(T, ...)                                                                                     \
   FASTVID_WGMMA_TILES(T, __VA_ARGS__, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))                            \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 40, FASTVID_REGISTERS20, 20, 21, 22, FASTVID_SUMS16(s, 0), FASTVID_SUMS4(s, 4)) \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 16, FASTVID_REGISTERS8, 8, 9, 10, FASTVID_SUMS8(s, 0))                          \
   FASTVID_WGMMA_TILES(T, __VA_ARGS__, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8)) \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 80, FASTVID_REGISTERS40, 40, 41, 42, FASTVID_SUMS32(s, 0), FASTVID_SUMS8(s, 8)) \
   FASTVID_WGMMA_TILES(T, __VA_ARGS__, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0),                     \
                       FASTVID_SUMS16(s, 8), FASTVID_SUMS4(s, 12))                                                     \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS32(s, 0), FASTVID_SUMS32(s, 8))
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS64(s, 0))                     \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 136, FASTVID_REGISTERS68, 68, 69, 70, FASTVID_SUMS64(s, 0),                     \
+                      FASTVID_SUMS4(s, 16))                                                                           \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 144, FASTVID_REGISTERS72, 72, 73, 74, FASTVID_SUMS64(s, 0),                     \
+                      FASTVID_SUMS8(s, 16))                                                                           \
+  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 200, FASTVID_REGISTERS100, 100, 101, 102, FASTVID_SUMS64(s, 0),                 \
+                      FASTVID_SUMS32(s, 16), FASTVID_SUMS4(s, 24))
 /* Rows in registers times 64 channels of sixteen rows of tile b. */
 #define FASTVID_WGMMA_ROWS(T, type)                                                                       \
   __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) { \
@@ -84,19 +99,35 @@ struct TileDescriptor {
         : FASTVID_SUMS32(s, 0)                                                                            \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                    \
   }
+/* 64 channels of sixteen rows of tile a times eight rows of tile b, into `s` or, where add is 0, as its first value. */
+#define FASTVID_WGMMA_CHANNELS(T, type)                                                                   \
+  __device__ __forceinline__ void wgmma8_channels(float (&s)[1][4], uint64_t a, uint64_t b, int add, T) { \
+    asm volatile(                                                                                         \
+        "{.reg .pred p; setp.ne.b32 p, %6, 0;"                                                            \
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type " {" FASTVID_REGISTERS4                \
+        "}, %4, %5, p, 1, 1, 1, 0;}"                                                                      \
+        : FASTVID_SUMS4(s, 0)                                                                             \
+        : "l"(a), "l"(b), "r"(add));                                                                      \
+  }
 FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16", "k16", "1, 1, 0, 0")
 FASTVID_WGMMA_OPS(__half, "f16", "k16", "1, 1, 0, 0")
 FASTVID_WGMMA_OPS(Tf32, "tf32", "k8", "1, 1")
 FASTVID_WGMMA_ROWS(__nv_bfloat16, "bf16")
 FASTVID_WGMMA_ROWS(__half, "f16")
+FASTVID_WGMMA_CHANNELS(__nv_bfloat16, "bf16")
+FASTVID_WGMMA_CHANNELS(__half, "f16")
 
 template <typename T, int kColumns, int kSums>
-__device__ __forceinline__ void multiply_step(float (&sums)[kSums][4], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_tiles(float (&sums)[kSums][4], uint64_t a, uint64_t b) {
   if constexpr (kColumns == 1) wgmma8(sums, a, b, T{});
-  if constexpr (kColumns == 5) wgmma40(sums, a, b, T{});
+  if constexpr (kColumns == 2) wgmma16(sums, a, b, T{});
   if constexpr (kColumns == 9) wgmma72(sums, a, b, T{});
+  if constexpr (kColumns == 10) wgmma80(sums, a, b, T{});
   if constexpr (kColumns == 13) wgmma104(sums, a, b, T{});
   if constexpr (kColumns == 16) wgmma128(sums, a, b, T{});
+  if constexpr (kColumns == 17) wgmma136(sums, a, b, T{});
+  if constexpr (kColumns == 18) wgmma144(sums, a, b, T{});
+  if constexpr (kColumns == 25) wgmma200(sums, a, b, T{});
 }
 #else
 template <typename T>
@@ -125,34 +156,28 @@ __device__ __forceinline__ void wait_products() {
 #endif
 }
 
+constexpr int kSliceSteps = kTileRowBytes / kStepBytes;
+
 // Adds to the first kColumns of sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows
-// from address b, over one slice of both. Between begin_products and commit_products, by all warps of the warpgroup.
+// from address b, over one step of a slice of both. Between begin_products and commit_products, by all warps of the
+// warpgroup. A product that adds to the sums of the one before waits for it, some 120 cycles: steps of several sums
+// should take turns.
 template <typename T, int kColumns, int kSums>
-__device__ __forceinline__ void multiply_slice(float (&sums)[kSums][4], uint32_t a, uint32_t b) {
-  static_assert(kColumns == 1 || kColumns == 5 || kColumns == 9 || kColumns == 13 || kColumns == 16,
-                "others are a line of FASTVID_WGMMA_OPS each");
+__device__ __forceinline__ void multiply_step(float (&sums)[kSums][4], uint32_t a, uint32_t b, int step) {
 #ifdef FASTVID_WGMMA
   if constexpr (kByWarpgroup<T>) {
-    const TileDescriptor rows(a), columns(b);
-#pragma unroll
-    for (int step = 0; step < kTileRowBytes; step += kStepBytes) {
-      multiply_step<T, kColumns>(sums, rows.at(step), columns.at(step));
-    }
+    multiply_tiles<T, kColumns>(sums, TileDescriptor(a).at(step * kStepBytes), TileDescriptor(b).at(step * kStepBytes));
     return;
   }
 #endif
-  const uint32_t mine = a + threadIdx.x / kWarp % 4 * 16 * kTileRowBytes;
+  uint32_t rows[4];
+  load_rows(rows, a + threadIdx.x / kWarp % 4 * 16 * kTileRowBytes, step);
 #pragma unroll
-  for (int step = 0; step < kTileRowBytes / kStepBytes; ++step) {
-    uint32_t rows[4];
-    load_rows(rows, mine, step);
-#pragma unroll
-    for (int c = 0; c < kColumns; c += 2) {
-      uint32_t columns[4];
-      load_columns(columns, b + c * 8 * kTileRowBytes, step);
-      multiply(sums[c], rows, columns[0], columns[1], T{});
-      if (c + 1 < kColumns) multiply(sums[c + 1], rows, columns[2], columns[3], T{});
-    }
+  for (int c = 0; c < kColumns; c += 2) {
+    uint32_t columns[4];
+    load_columns(columns, b + c * 8 * kTileRowBytes, step);
+    multiply(sums[c], rows, columns[0], columns[1], T{});
+    if (c + 1 < kColumns) multiply(sums[c + 1], rows, columns[2], columns[3], T{});
   }
 }
 
@@ -166,9 +191,9 @@ __device__ __forceinline__ void multiply_parts(float (&sums)[kSums][4], uint32_t
 #pragma unroll
   for (int i = 0; i < kTileRowBytes / 2; i += kStepBytes) {
     const int step = half * kTileRowBytes / 2 + i;
-    multiply_step<Tf32, kColumns>(sums, low_rows.at(step), columns.at(step));
-    multiply_step<Tf32, kColumns>(sums, rows.at(step), low_columns.at(step));
-    multiply_step<Tf32, kColumns>(sums, rows.at(step), columns.at(step));
+    multiply_tiles<Tf32, kColumns>(sums, low_rows.at(step), columns.at(step));
+    multiply_tiles<Tf32, kColumns>(sums, rows.at(step), low_columns.at(step));
+    multiply_tiles<Tf32, kColumns>(sums, rows.at(step), columns.at(step));
   }
 #endif
 }
@@ -204,23 +229,36 @@ __device__ __forceinline__ void write_low_parts(const unsigned char* tile, unsig
   }
 }
 
-// multiply_slice with as few columns as hold so many, where that spares the tensor cores something.
-template <typename T, int kSums>
-__device__ __forceinline__ void multiply_columns(float (&sums)[kSums][4], uint32_t a, uint32_t b, int columns) {
-  static_assert(kSums == 16);
-  if (!kByWarpgroup<T>) {
-    multiply_slice<T, 16>(sums, a, b);
-  } else if (columns <= 8) {
-    multiply_slice<T, 1>(sums, a, b);
-  } else if (columns <= 40) {
-    multiply_slice<T, 5>(sums, a, b);
-  } else if (columns <= 72) {
-    multiply_slice<T, 9>(sums, a, b);
-  } else if (columns <= 104) {
-    multiply_slice<T, 13>(sums, a, b);
-  } else {
-    multiply_slice<T, 16>(sums, a, b);
+// Goes through the slices of float32 tiles, whose low parts come by halves of a slice: one is written while the other
+// is multiplied. write_low and multiply take (slice, half); wait_for(slice) waits until it has come; meanwhile(slice,
+// half) may have others copied to where the slice before this one was.
+template <typename WaitFor, typename WriteLow, typename Multiply, typename Meanwhile>
+__device__ __forceinline__ void multiply_slices_by_parts(int slices, WaitFor&& wait_for, WriteLow&& write_low,
+                                                         Multiply&& multiply, Meanwhile&& meanwhile) {
+  wait_for(0);
+  __syncthreads();
+  write_low(0, 0);
+  for (int slice = 0; slice < slices; ++slice) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      publish_copies();
+      __syncthreads();
+      begin_products<Tf32>();
+      multiply(slice, half);
+      commit_products<Tf32>();
+      wait_products<Tf32, 1>();
+      if (half == 1 && slice + 1 < slices) wait_for(slice + 1);  // its low parts come next
+      // From here on nobody's products need the other half's low parts, nor the slice before this one.
+      __syncthreads();
+      if (half == 0) {
+        write_low(slice, 1);
+      } else if (slice + 1 < slices) {
+        write_low(slice + 1, 0);
+      }
+      meanwhile(slice, half);
+    }
   }
+  wait_products<Tf32>();
 }
 
 // Adds to sums the product of sixteen columns that the warpgroup's 64 rows have in registers, sixteen rows a warp, with
@@ -239,6 +277,44 @@ __device__ __forceinline__ void multiply_transposed(float (&sums)[8][4], const u
     load_matrices_transposed(columns, tokens + tile_offset(row + lane % 16, c + lane / 16));
     multiply(sums[c], rows, columns[0], columns[1], T{});
     multiply(sums[c + 1], rows, columns[2], columns[3], T{});
+  }
+#endif
+}
+
+// Sums of 64 channels, sixteen a warp, in parts that need not wait for each other.
+struct RowSums {
+  static constexpr int kParts = 4;
+  float parts[kParts][1][4];
+
+  // total(0) is the sum of the warp's channel lane / 4, total(2) that of the eighth behind it.
+  __device__ __forceinline__ float total(int i) const {
+    return parts[0][0][i] + parts[1][0][i] + (parts[2][0][i] + parts[3][0][i]);
+  }
+};
+
+// Sums of the first 64 channels of kRows rows of a tile, by a warpgroup; `ones` is a tile of eight rows of ones.
+// Between begin_products and commit_products.
+template <int kRows, typename T>
+__device__ __forceinline__ void sum_rows(RowSums& sums, uint32_t tile, uint32_t ones, T) {
+  static_assert(kRows % 16 == 0);
+#ifdef FASTVID_WGMMA
+  const TileDescriptor rows(tile), columns(ones);
+#pragma unroll
+  for (int row = 0; row < kRows; row += 16) {
+    wgmma8_channels(sums.parts[row / 16 % RowSums::kParts], rows.at(row * kTileRowBytes), columns.at(0),
+                    row / 16 >= RowSums::kParts, T{});
+  }
+#else
+  const int lane = threadIdx.x % kWarp, chunk = threadIdx.x / kWarp % 4 * 2 + lane / 8 % 2;
+  uint32_t one;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(one) : "r"(ones));
+#pragma unroll
+  for (int row = 0; row < kRows; row += 16) {
+    uint32_t channels[4];
+    load_matrices_transposed(channels, tile + tile_offset(row + lane / 16 * 8 + lane % 8, chunk));
+    float (&part)[4] = sums.parts[row / 16 % RowSums::kParts][0];
+    if (row / 16 < RowSums::kParts) part[0] = part[1] = part[2] = part[3] = 0.0f;
+    multiply(part, channels, one, one, T{});
   }
 #endif
 }
