@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..prompt_layout import PromptLayout
 from .deepstack import pruned_deepstack
 from .families import EncodedVideo, Family
 from .layout import Span, placed
-from .pruned_cache import Call, Prefill, cached_length, note, noted
+from .pruned_cache import Call, Prefill, cache_of, cached_length, note, noted
 
 __all__ = ["Handle", "find_inner"]
 
@@ -98,7 +99,7 @@ class Handle:
         self._prompt = self._pending = None
         call = dict(zip(self._parameters, args)) | kwargs
         if not _has_video(call):
-            before = noted(call.get("past_key_values"))
+            before = noted(cache_of(call))
             changed = None if before is None else before.grown(call)
             return None if changed is None else ((), changed)
         if module.training and torch.is_grad_enabled():
@@ -166,7 +167,7 @@ class Handle:
             )
         embeddings = kwargs["inputs_embeds"]
         pruned, self.last = prompt.pruning(embeddings)
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if pruned is embeddings and (noted(cache) is None or prompt.cached == 0):
             note(cache, None)
             return None
@@ -188,7 +189,7 @@ class Handle:
     def _note(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Behind the language model, whose cache now holds the prompt."""
         pending, self._pending = self._pending, None
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_of(output) if isinstance(output, Mapping) else None  # rather than a tuple
         if pending is not None and cache is not None:
             note(cache, pending.noted(getattr(self._inner, "rope_deltas", None)))
 
@@ -237,7 +238,7 @@ class _Prompt:
 
     def __init__(self, call: Call, placeholders: Tensor, mask: Tensor | None) -> None:
         self.placeholders, self.mask = placeholders, mask
-        self.cached = int(cached_length(call.get("past_key_values")))
+        self.cached = int(cached_length(cache_of(call)))
         self.videos: list[EncodedVideo] = []
         self.spans: list[Span] = []
         self.pruning: PlacedPruning | None = None
@@ -264,7 +265,7 @@ def _padding_mask(call: Call) -> Tensor | None:
     if mask is None:
         return None
     tokens = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    length, cache = tokens.shape[1], call.get("past_key_values")
+    length, cache = tokens.shape[1], cache_of(call)
     if mask.dim() == 2:
         return mask[:, -length:].bool().cpu()
     if mask.dim() != 4 or not getattr(cache, "is_compileable", False):

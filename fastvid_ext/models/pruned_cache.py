@@ -7,6 +7,7 @@ and cache positions are translated; position ids stay, since kept tokens keep th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..prompt import PromptPruning
 
-__all__ = ["Prefill", "PrunedPrompt", "cached_length", "note", "noted"]
+__all__ = ["Prefill", "PrunedPrompt", "cache_of", "cached_length", "note", "noted"]
 
 Call = dict[str, Any]
 
@@ -39,7 +40,7 @@ class PrunedPrompt:
 
     def grown(self, call: Call) -> Call | None:
         """The arguments of a call of the model that goes on behind the prompt; None where the cache was emptied."""
-        cache = call["past_key_values"]
+        cache = cache_of(call)
         tokens = call.get("input_ids") if call.get("input_ids") is not None else call["inputs_embeds"]
         count = tokens.shape[1]
         length = cached_length(cache)
@@ -49,7 +50,7 @@ class PrunedPrompt:
         behind = length - self.kept.shape[1]
         if count > 1 and self._overlaps(call, behind):
             raise ValueError(
-                f"past_key_values: got tokens that it holds already. It holds a prompt that was pruned from "
+                f"{_cache_name(call)}: got tokens that it holds already. It holds a prompt that was pruned from "
                 f"{self.columns} to {self.kept.shape[1]} columns, by whose length the new tokens cannot be cut; want "
                 "input_ids of the new tokens alone, and an attention_mask of all columns, the pruned ones included"
             )
@@ -90,7 +91,7 @@ class Prefill:
     """
 
     def __init__(self, pruning: PromptPruning, call: Call, cached: int) -> None:
-        cache, mask = call.get("past_key_values"), call.get("attention_mask")
+        cache, mask = cache_of(call), call.get("attention_mask")
         self.positions, self.cached = call.get("position_ids"), cached
         self.columns, self.padded = cached, pruning.padded
         batch, count = pruning.columns.shape
@@ -125,7 +126,7 @@ class Prefill:
             changed["cache_position"] = torch.arange(self.cached, self.shape[1], device=self.device)
         # Without a mask and a cache, gaps in the position ids would be taken for borders of packed sequences.
         mask = call.get("attention_mask")
-        if mask is None and not self.padded and call.get("past_key_values") is not None:
+        if mask is None and not self.padded and cache_of(call) is not None:
             changed["attention_mask"] = None
         elif isinstance(mask, Tensor) and mask.dim() == 2 and not self.padded:
             changed["attention_mask"] = mask[:, : self.shape[1]]  # as good as any: it masks nothing
@@ -160,6 +161,16 @@ def _text_positions(position_ids: Tensor | None) -> Tensor | None:
     if position_ids is None or position_ids.dim() == 2:
         return position_ids
     return position_ids[0] if position_ids.shape[0] == 4 else None
+
+
+def _cache_name(call: Mapping[str, Any]) -> str:
+    """What transformers calls a cache: `past_key_values`, from 5.24 on `cache`, while it still takes the other."""
+    return "cache" if call.get("cache") is not None else "past_key_values"
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """The cache among the arguments or the outputs of a model; None where there is none."""
+    return call.get(_cache_name(call))
 
 
 def note(cache: Any, prompt: PrunedPrompt | None) -> None:
