@@ -58,7 +58,8 @@ struct GramBlocks {
 // the copy engine has inboxes), a slice's place is free.
 template <int kStages>
 struct StageBarriers {
-  static constexpr int kOfCopy = 15;  // among the warps that copy
+  static constexpr int kOfAll = 0,
+                       kOfCopy = 15;  // among all warps, which wait in different places; and those that copy
   static_assert(2 * kStages < kOfCopy);
   static __device__ __forceinline__ int full(int stage) { return 1 + stage; }
   static __device__ __forceinline__ int free(int stage) { return 1 + kStages + stage; }
@@ -105,6 +106,7 @@ class GramBlock {
 
   __device__ __forceinline__ void run() {
     const int group = uniform(threadIdx.x / kWarpgroup);
+    __syncthreads();  // the inboxes are there
     // The copy engine may begin at once; what the others prepare lies elsewhere.
     if (group == 2) start_early(blockIdx.z);
     for (int item = blockIdx.z; item < frames_; item += gridDim.z) {
@@ -138,7 +140,7 @@ class GramBlock {
                                  for_each_block([&](auto& sums, auto m) {
                                    constexpr int kAt = m() * kWarpgroupRows * kTileRowBytes;
                                    const uint32_t rows = tile0_ + stage_at(slice) + kAt,
-                                                  low_rows = tile0_ + kLowAt + kAt;
+                                                  low_rows = tile0_ + kRing * Blocks::kStageBytes + kAt;
                                    multiply_parts<Blocks::sums(m())>(sums, rows, rows, low_rows, low_rows, half);
                                  });
                                });
@@ -161,7 +163,7 @@ class GramBlock {
     }
 
     for (int round = 0; round < kRounds; ++round) {
-      __syncthreads();  // nobody reads a slice any more, or the sums of the round before
+      barrier_sync(Barriers::kOfAll, kGramThreads);  // nobody reads a slice any more, or sums of the round before
       if (kRounds == 1 || round == kFirst) {
         const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4, column = lane % 4 * 2;
         for_each_block([&](auto& sums, auto m) {
@@ -215,7 +217,7 @@ class GramBlock {
       }
     }
     for (int round = 0; round < kRounds; ++round) {
-      __syncthreads();
+      barrier_sync(Barriers::kOfAll, kGramThreads);
       if (round + 1 < kRounds) add_up(item, round);
     }
   }
@@ -247,7 +249,6 @@ class GramBlock {
   }
 
   static constexpr int kRing = kStages - kByParts<T>;  // low parts take the place of the last stage
-  [[maybe_unused]] static constexpr int kLowAt = kRing * Blocks::kStageBytes;
   static constexpr int kOnesAt = Blocks::bytes(kStages) + kInboxBytes;
   static_assert(kOnesAt % kTileAlignment == 0);
   // Sums take the place of the last stages when all slices have been multiplied; those before may hold the next slices.
@@ -264,8 +265,8 @@ class GramBlock {
     multiply_slices_by_parts(
         slices_.count, [&](int slice) { wait_for(slice); },
         [&](int slice, int half) {
-          write_low_parts<kGramThreads, ceil_div(kRows, 288) * 288>(shared_ + stage_at(slice), shared_ + kLowAt,
-                                                                    num_rows_, half);
+          write_low_parts<kGramThreads, ceil_div(kRows, 288) * 288>(
+              shared_ + stage_at(slice), shared_ + kRing * Blocks::kStageBytes, num_rows_, half);
         },
         multiply,
         [&](int slice, int half) {

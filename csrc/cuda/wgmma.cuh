@@ -58,10 +58,10 @@ struct TileDescriptor {
 #define FASTVID_REGISTERS64 FASTVID_REGISTERS52 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define FASTVID_REGISTERS68 FASTVID_REGISTERS64 ",%64,%65,%66,%67"
 #define FASTVID_REGISTERS72 FASTVID_REGISTERS68 ",%68,%69,%70,%71"
-#define FASTVID_REGISTERS96                                                                            \
-  FASTVID_REGISTERS72                                                                                  \
-      ",%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%" \
-      "95"
+#define FASTVID_REGISTERS96                                                                        \
+  FASTVID_REGISTERS72                                                                              \
+  ",%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%" \
+  "95"
 #define FASTVID_REGISTERS100 FASTVID_REGISTERS96 ",%96,%97,%98,%99"
 
 /* 64 rows of tile a times `columns` rows of tile b, into `sums`; %A and %B name the tiles, %P a one. */
@@ -236,20 +236,20 @@ template <typename WaitFor, typename WriteLow, typename Multiply, typename Meanw
 __device__ __forceinline__ void multiply_slices_by_parts(int slices, WaitFor&& wait_for, WriteLow&& write_low,
                                                          Multiply&& multiply, Meanwhile&& meanwhile) {
   wait_for(0);
-  __syncthreads();
+  barrier_sync(0, blockDim.x);  // of all warps, which may be in different places of a kernel's code
   write_low(0, 0);
   for (int slice = 0; slice < slices; ++slice) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       publish_copies();
-      __syncthreads();
+      barrier_sync(0, blockDim.x);
       begin_products<Tf32>();
       multiply(slice, half);
       commit_products<Tf32>();
       wait_products<Tf32, 1>();
       if (half == 1 && slice + 1 < slices) wait_for(slice + 1);  // its low parts come next
       // From here on nobody's products need the other half's low parts, nor the slice before this one.
-      __syncthreads();
+      barrier_sync(0, blockDim.x);
       if (half == 0) {
         write_low(slice, 1);
       } else if (slice + 1 < slices) {
