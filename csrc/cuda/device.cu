@@ -23,10 +23,11 @@ cudaError_t device_limits(DeviceLimits& limits) {
     FASTVID_RETURN_IF_FAILED(cudaFuncGetAttributes(&probe, probe_kernel));
     // A newer device may run PTX of an older architecture, which has no clusters whatever the device has.
     packed = static_cast<uint64_t>(shared_bytes) << 32 | static_cast<uint64_t>(multiprocessors) << 8 |
-             (probe.ptxVersion >= 90);
+             (probe.binaryVersion == 90) << 1 | (probe.ptxVersion >= 90);
     cached.store(packed, std::memory_order_relaxed);
   }
-  limits = {static_cast<int>(packed >> 8 & 0xffffff), static_cast<int>(packed >> 32), (packed & 0xff) != 0};
+  limits = {static_cast<int>(packed >> 8 & 0xffffff), static_cast<int>(packed >> 32), (packed & 1) != 0,
+            (packed & 2) != 0};
   return cudaSuccess;
 }
 

@@ -477,9 +477,8 @@ template <typename T>
 cudaError_t gram_makes_features(int per_frame, bool& makes) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  // For float32, tensor cores would take longer for all frames than it takes to read those.
-  makes = sizeof(T) == 2 && per_frame <= kGramTokens &&
-          GramBlocks<kGramTokens>::bytes(kFewStages) + kInboxBytes + kOnesBytes <= limits.shared_bytes;
+  // Otherwise, tensor cores would take longer for all frames than it takes to read those.
+  makes = sizeof(T) == 2 && per_frame <= kGramTokens && limits.warpgroups;
   return cudaSuccess;
 }
 template cudaError_t gram_makes_features<float>(int, bool&);

@@ -26,6 +26,7 @@ struct DeviceLimits {
   int multiprocessors;
   int shared_bytes;  // dynamic shared memory that a block may ask for
   bool clusters;     // whether the code that runs there was compiled for sm_90 or later (cluster.cuh)
+  bool warpgroups;   // whether it is that for sm_90, whose tensor cores take operands from shared memory (wgmma.cuh)
 };
 
 // Limits of the current device, asked for once.
