@@ -63,7 +63,8 @@ cudaError_t make_token_map(const void* data, CUtensorMapDataType type, int eleme
   EncodeTiled encode;
   FASTVID_RETURN_IF_FAILED(find_encoder(encode));
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(tokens)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * element_bytes};
+  // A stride over a single token says nothing, and may be 0.
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(std::max(row_stride, channels)) * element_bytes};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(kTileRowBytes / element_bytes), static_cast<cuuint32_t>(rows)};
   const cuuint32_t steps[2] = {1, 1};
   const CUresult result =

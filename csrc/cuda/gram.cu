@@ -72,8 +72,9 @@ struct GramArguments {
   FrameFeatures features;
 };
 
-// A block of gram_kernel. Its code is entered by all, and ends with what all do together, so that there is one copy of
-// that: instructions that are met once a frame cost more to fetch than to carry out.
+// A block of gram_kernel: two warpgroups that multiply, and one that has tokens copied and makes features. Its code is
+// entered by all, and ends with what all do together, so that there is one copy of that: instructions that are met once
+// a frame cost more to fetch than to carry out.
 template <typename T, int kRows, int kStages>
 class GramBlock {
  public:
