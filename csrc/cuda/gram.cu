@@ -13,8 +13,8 @@ namespace {
 constexpr int kMultiplyThreads = 2 * kWarpgroup;  // each warpgroup makes a half of the products
 constexpr int kCopyThreads = kWarpgroup;
 constexpr int kGramThreads = kMultiplyThreads + kCopyThreads, kGramWarps = kGramThreads / kWarp;
-constexpr int kFewStages = 3;  // where shared memory does not hold as many as it should
-// What a block keeps besides its tiles: inboxes, and a tile of ones for features.
+constexpr int kManyStages = 7, kFewStages = 3;  // of slices; few where shared memory does not hold many
+// What a block keeps besides: inboxes, and a tile of ones for features.
 constexpr int kInboxBytes = 1024, kOnesBytes = 8 * kTileRowBytes;
 // Whether slices come by the copy engine.
 #ifdef FASTVID_WGMMA
@@ -29,7 +29,6 @@ template <int kRows>
 struct GramBlocks {
   static constexpr int kCount = ceil_div(kRows, kWarpgroupRows);
   static constexpr int sums(int m) { return std::max(kRows / 8 - m * kWarpgroupRows / 8, 1); }  // of eight columns
-  static constexpr int kStages = 7;
   // As floats in shared memory: where a block begins, and from row to row, by which writes of fragments lie in
   // different banks.
   static __host__ __device__ constexpr int pitch(int m) { return kRows - m * kWarpgroupRows + (40 - kRows % 32) % 32; }
@@ -52,6 +51,7 @@ struct GramBlocks {
   static constexpr int bytes(int stages) {
     return stages * kStageBytes + (kCount * kWarpgroupRows - kStageRows) * kTileRowBytes;
   }
+  static constexpr int shared_bytes(int stages) { return bytes(stages) + kInboxBytes + kOnesBytes; }
 };
 
 // Barriers between the warps that multiply and the one that copies: a slice has come (to warps that copy it themselves;
@@ -126,6 +126,14 @@ class GramBlock {
  private:
   using Blocks = GramBlocks<kRows>;
   using Barriers = StageBarriers<kStages>;
+  static constexpr int kRing = kStages - kByParts<T>;  // low parts take the place of the last stage
+  static constexpr int kOnesAt = Blocks::bytes(kStages) + kInboxBytes;
+  static_assert(kOnesAt % kTileAlignment == 0);
+  // Sums take the place of the last stages when all slices have been multiplied; those before may hold the next slices.
+  static constexpr int kRounds = kStages > kFewStages ? 1 : 2;
+  static constexpr int kSumsAt = (Blocks::bytes(kStages) - Blocks::sum_bytes(kRounds)) / kVectorBytes * kVectorBytes;
+  static_assert(kSumsAt >= 0);
+  static constexpr int kEarly = std::min(kSumsAt / Blocks::kStageBytes, kRing);
 
   // Products of two blocks of rows, by a warpgroup, which leaves them in shared memory.
   template <int kFirst, int kSecond>
@@ -248,15 +256,6 @@ class GramBlock {
       next_ += gridDim.z;
     }
   }
-
-  static constexpr int kRing = kStages - kByParts<T>;  // low parts take the place of the last stage
-  static constexpr int kOnesAt = Blocks::bytes(kStages) + kInboxBytes;
-  static_assert(kOnesAt % kTileAlignment == 0);
-  // Sums take the place of the last stages when all slices have been multiplied; those before may hold the next slices.
-  static constexpr int kRounds = kStages > kFewStages ? 1 : 2;
-  static constexpr int kSumsAt = (Blocks::bytes(kStages) - Blocks::sum_bytes(kRounds)) / kVectorBytes * kVectorBytes;
-  static_assert(kSumsAt >= 0);
-  static constexpr int kEarly = std::min(kSumsAt / Blocks::kStageBytes, kRing);
 
   static __device__ __forceinline__ int stage_at(int slice) { return slice % kRing * Blocks::kStageBytes; }
 
@@ -460,11 +459,10 @@ __global__ __launch_bounds__(kGramThreads, 1) void gram_kernel(const __grid_cons
 
 // Calls launch_as(kRows, kStages), constants, for the kernel that suits frames of n tokens on this device.
 template <typename LaunchAs>
-cudaError_t by_shape(const DeviceLimits& limits, int n, int feature_bytes, LaunchAs&& launch_as) {
+cudaError_t by_shape(const DeviceLimits& limits, int n, LaunchAs&& launch_as) {
   const auto by_stages = [&](auto rows) {
-    using Blocks = GramBlocks<rows()>;
-    const bool all = Blocks::bytes(Blocks::kStages) + kInboxBytes + feature_bytes <= limits.shared_bytes;
-    return all ? launch_as(rows, std::integral_constant<int, Blocks::kStages>{})
+    return GramBlocks<rows()>::shared_bytes(kManyStages) <= limits.shared_bytes
+               ? launch_as(rows, std::integral_constant<int, kManyStages>{})
                : launch_as(rows, std::integral_constant<int, kFewStages>{});
   };
   const int rows = GramTiles(n).pair_rows();
@@ -492,10 +490,9 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int pairs = GramTiles(tokens.per_frame).pairs();
-  const int feature_bytes = features.data != nullptr ? kOnesBytes : 0;
-  return by_shape(limits, tokens.per_frame, feature_bytes, [&](auto rows, auto stages) {
+  return by_shape(limits, tokens.per_frame, [&](auto rows, auto stages) {
     constexpr auto kKernel = gram_kernel<T, rows(), stages()>;
-    const size_t shared_bytes = GramBlocks<rows()>::bytes(stages()) + kInboxBytes + feature_bytes;
+    const size_t shared_bytes = GramBlocks<rows()>::shared_bytes(stages());
     const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 11.0, 1.0};
     int cluster = 1;
     if (stages() > kFewStages) {

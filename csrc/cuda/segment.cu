@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "segment.cuh"
 
 #include "block.cuh"
