@@ -11,6 +11,7 @@ namespace fastvid {
 
 constexpr int kPeaksThreads = 512;
 constexpr int kPeaksWarps = kPeaksThreads / kWarp;
+static_assert(kMaxClusterSize <= kTokenLanes);  // a lane a block sends what was found of a token
 
 // The tokens of a frame whose products a block holds.
 struct OwnRows {
@@ -73,36 +74,43 @@ __device__ __forceinline__ void find_peaks(const DensityPeaks& peaks, int item, 
     first_anchor = record.first_anchor;
   }
 
+  // A warp takes several tokens at a time, with n = 0 for what is none or takes no part.
+  const int lane_of_token = lane % kTokenLanes;
+  const auto for_each_token = [&](auto&& visit) {
+#pragma unroll 1
+    for (int first = rows.first + warp * kWarpTokens; first < rows.end; first += kPeaksWarps * kWarpTokens) {
+      const int i = first + lane / kTokenLanes;
+      visit(i, i < rows.end, i < rows.end && state.marks[i] ? n : 0);
+    }
+  };
   const int neighbors = min(peaks.num_neighbors, num_candidates);
   float farthest = 0.0f;
-#pragma unroll 1
-  for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
+  for_each_token([&](int i, bool exists, int n_of_token) {
+    Nearest nearest;
+    distances_of(i, rows.at(i), n_of_token, state, peaks.inverse_channels, nearest, farthest);
     float rho = 0.0f;
-    if (state.marks[i]) {
-      Nearest nearest;
-      distances_of(i, rows.at(i), n, state, peaks.inverse_channels, nearest, farthest);
-      rho = peaks.given_density != nullptr ? peaks.given_density[first_token + i]
-                                           : density_of(rows.at(i), n, neighbors, nearest);
-      if (rho != rho) rho = -INFINITY;
+    if (peaks.given_density == nullptr) {
+      rho = density_of(rows.at(i), n_of_token, neighbors, nearest);
+    } else if (n_of_token > 0) {
+      rho = peaks.given_density[first_token + i];
     }
-    if (lane < ranks) densities.send(density + i, rho, lane);
-    if (lane == 0 && peaks.density != nullptr) peaks.density[first_token + i] = rho;
-  }
+    if (n_of_token == 0) rho = 0.0f;
+    if (rho != rho) rho = -INFINITY;
+    if (exists && lane_of_token < ranks) densities.send(density + i, rho, lane_of_token);
+    if (exists && lane_of_token == 0 && peaks.density != nullptr) peaks.density[first_token + i] = rho;
+  });
   farthest = warp_max(farthest);
   if (lane < ranks) densities.send(all_farthest + rank * kPeaksWarps + warp, farthest, lane);
   densities.wait(turn / 2);
 
   for (int w = lane; w < ranks * kPeaksWarps; w += kWarp) farthest = fmaxf(farthest, all_farthest[w]);
   farthest = warp_max(farthest);
-#pragma unroll 1
-  for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
-    const bool candidate = state.marks[i];
-    const float gamma = candidate ? score_of(i, rows.at(i), n, density, farthest) : 0.0f;
-    if (lane == 0) {
-      exchange.keys.send(state.keys + i, candidate ? candidate_key(gamma) : INT32_MIN, 0);
-      if (peaks.score != nullptr) peaks.score[first_token + i] = gamma;
-    }
-  }
+  for_each_token([&](int i, bool exists, int n_of_token) {
+    const float gamma = score_of(i, rows.at(i), n_of_token, density, farthest);
+    if (!exists || lane_of_token > 0) return;
+    exchange.keys.send(state.keys + i, n_of_token > 0 ? candidate_key(gamma) : INT32_MIN, 0);
+    if (peaks.score != nullptr) peaks.score[first_token + i] = n_of_token > 0 ? gamma : 0.0f;
+  });
   if (rank != 0) return;
   exchange.keys.wait(turn);
 

@@ -23,7 +23,17 @@ struct FrameState {
         marks(reinterpret_cast<bool*>(keys + padded(n))) {}
 };
 
-// A few smallest distances of one lane, ascending.
+// Lanes that work on a token together: half a row of 196 distances comes in three steps of theirs, and what a token
+// costs besides is shared by four of them a warp.
+constexpr int kTokenLanes = 8, kWarpTokens = kWarp / kTokenLanes;
+
+__device__ __forceinline__ void sort_pair(float& smaller, float& larger) {
+  const float first = smaller;
+  smaller = fminf(first, larger);
+  larger = fmaxf(first, larger);
+}
+
+// A few smallest distances, ascending: of one lane, and then of a token.
 struct Nearest {
   static constexpr int kSize = 4;
   float distance[kSize];
@@ -32,35 +42,51 @@ struct Nearest {
 #pragma unroll
     for (int k = 0; k < kSize; ++k) distance[k] = INFINITY;
   }
-  __device__ __forceinline__ void add(float candidate) {
+  __device__ __forceinline__ void add(float a, float b, float c, float d) {
+    sort_pair(a, b);
+    sort_pair(c, d);
+    sort_pair(a, c);
+    sort_pair(b, d);
+    sort_pair(b, c);
+    add_sorted(a, b, c, d);
+  }
+  // Those of all lanes of the token, whole warps at a time.
+  __device__ __forceinline__ void add_lanes() {
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      const float smaller = fminf(distance[k], candidate);
-      candidate = fmaxf(distance[k], candidate);
-      distance[k] = smaller;
+    for (int lane = 1; lane < kTokenLanes; lane *= 2) {
+      const auto other = [&](int k) { return __shfl_xor_sync(kFullWarp, distance[k], lane); };
+      add_sorted(other(0), other(1), other(2), other(3));
     }
   }
-  __device__ __forceinline__ void drop_first() {
-#pragma unroll
-    for (int k = 0; k + 1 < kSize; ++k) distance[k] = distance[k + 1];
-    distance[kSize - 1] = INFINITY;
+
+ private:
+  // The smaller half of two sorted rows of four is the smaller of each and its opposite; it falls and rises once.
+  __device__ __forceinline__ void add_sorted(float a, float b, float c, float d) {
+    distance[0] = fminf(distance[0], d);
+    distance[1] = fminf(distance[1], c);
+    distance[2] = fminf(distance[2], b);
+    distance[3] = fminf(distance[3], a);
+    sort_pair(distance[0], distance[2]);
+    sort_pair(distance[1], distance[3]);
+    sort_pair(distance[0], distance[1]);
+    sort_pair(distance[2], distance[3]);
   }
 };
 
 // Turns row i of products into squared distances over D, infinite to the tokens that take no part (whose norms are), by
-// a warp. Collects the nearest ones of the lane, and raises `farthest` to the largest finite one of the lane's. That of
-// the token itself is 0, as its product is its squared norm.
+// the lanes of the token. Collects the nearest ones of the lane, and raises `farthest` to the largest finite one of the
+// lane's. That of the token itself is 0, as its product is its squared norm. n = 0: there is no such token.
 __device__ __forceinline__ void distances_of(int i, float* row, int n, const FrameState& state, float inverse_channels,
                                              Nearest& nearest, float& farthest) {
-  const float norm = state.norms[i];
+  const float norm = n > 0 ? state.norms[i] : 0.0f;
   const auto distance = [&](float product, float norm_j) {
     const float squared = squared_distance(norm, norm_j, product) * inverse_channels;
-    farthest = fmaxf(farthest, squared < INFINITY ? squared : 0.0f);
-    nearest.add(fminf(squared, INFINITY));  // NaN is no neighbour
+    if (squared < INFINITY) farthest = fmaxf(farthest, squared);
     return squared;
   };
+  const auto comparable = [](float squared) { return fminf(squared, INFINITY); };  // NaN is no neighbour
 #pragma unroll 2
-  for (int j = threadIdx.x % kWarp * 4; j < n; j += kWarp * 4) {
+  for (int j = threadIdx.x % kTokenLanes * 4; j < n; j += kTokenLanes * 4) {
     const float4 products = *reinterpret_cast<const float4*>(row + j);
     const float4 norms = *reinterpret_cast<const float4*>(state.norms + j);
     float4 distances;
@@ -69,45 +95,47 @@ __device__ __forceinline__ void distances_of(int i, float* row, int n, const Fra
     distances.z = distance(products.z, norms.z);
     distances.w = distance(products.w, norms.w);
     *reinterpret_cast<float4*>(row + j) = distances;
+    nearest.add(comparable(distances.x), comparable(distances.y), comparable(distances.z), comparable(distances.w));
   }
 }
 
-// rho of one token: sums its `neighbors` smallest distances in ascending order, by a warp. `nearest` holds each lane's
-// first ones; where more are wanted, further passes over the row find the next.
+// rho of one token: sums its `neighbors` smallest distances in ascending order, by the lanes of the token; a warp does
+// so for its tokens at once, with n = 0 for one that is none. `nearest` holds each lane's first ones; where more are
+// wanted, further passes over the row find the next.
 __device__ __forceinline__ float density_of(const float* row, int n, int neighbors, Nearest nearest) {
-  const int lane = threadIdx.x % kWarp;
   double sum = 0.0;  // of as many terms as the caller likes
   float last = 0.0f;
-  int taken = 0, taken_as_last = 0;  // how many of those equal the last one
+  int taken = n > 0 ? 0 : neighbors, taken_as_last = 0;  // how many of those equal the last one
   while (true) {
-#pragma unroll 1
-    for (int round = 0; round < Nearest::kSize && taken < neighbors; ++round, ++taken) {
-      // Bits of floats that are not negative are ordered as the floats.
-      const uint32_t mine = __float_as_uint(nearest.distance[0]);
-      const uint32_t smallest = __reduce_min_sync(kFullWarp, mine);
-      const float distance = __uint_as_float(smallest);
+    nearest.add_lanes();
+#pragma unroll
+    for (int k = 0; k < Nearest::kSize; ++k) {
+      if (taken == neighbors) break;
+      const float distance = nearest.distance[k];
       taken_as_last = distance == last ? taken_as_last + 1 : 1;
       last = distance;
       sum += distance;
-      if (lane == __ffs(__ballot_sync(kFullWarp, mine == smallest)) - 1) nearest.drop_first();
+      ++taken;
     }
-    if (taken == neighbors) return density(static_cast<float>(sum), neighbors);
+    if (!__any_sync(kFullWarp, taken < neighbors)) break;
     // Those left that equal the last one, and then the next larger ones.
     int equal = 0;
     nearest = Nearest();
 #pragma unroll 1
-    for (int j = lane; j < n; j += kWarp) {
+    for (int j = threadIdx.x % kTokenLanes; j < n; j += kTokenLanes) {
       equal += row[j] == last;
-      if (row[j] > last) nearest.add(row[j]);
+      nearest.add(row[j] > last ? row[j] : INFINITY, INFINITY, INFINITY, INFINITY);
     }
-    equal = min(static_cast<int>(__reduce_add_sync(kFullWarp, equal)) - taken_as_last, neighbors - taken);
-    if (equal > 0) {
+#pragma unroll
+    for (int lane = 1; lane < kTokenLanes; lane *= 2) equal += __shfl_xor_sync(kFullWarp, equal, lane);
+    equal = max(min(equal - taken_as_last, neighbors - taken), 0);
+    if (equal > 0) {  // not to multiply infinity with 0
       sum += static_cast<double>(equal) * last;
       taken += equal;
       taken_as_last += equal;
     }
-    if (taken == neighbors) return density(static_cast<float>(sum), neighbors);
   }
+  return density(static_cast<float>(sum), neighbors);
 }
 
 }  // namespace fastvid

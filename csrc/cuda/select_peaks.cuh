@@ -8,13 +8,13 @@
 
 namespace fastvid {
 
-// gamma of token i from its row of squared distances, by a warp; farthest is the largest of the frame. Tokens that take
-// no part are infinitely far, so that it does not matter how dense they seem.
+// gamma of token i from its row of squared distances, by the lanes of the token, whole warps at a time; farthest is the
+// largest of the frame. Tokens that take no part are infinitely far, so that it does not matter how dense they seem.
 __device__ __forceinline__ float score_of(int i, const float* row, int n, const float* density, float farthest) {
-  const float mine = density[i];
+  const float mine = n > 0 ? density[i] : 0.0f;
   float nearest = farthest;
 #pragma unroll 2
-  for (int j = threadIdx.x % kWarp * 4; j < n; j += kWarp * 4) {
+  for (int j = threadIdx.x % kTokenLanes * 4; j < n; j += kTokenLanes * 4) {
     const float4 distances = *reinterpret_cast<const float4*>(row + j);
     const float4 others = *reinterpret_cast<const float4*>(density + j);
     const auto take = [&](int e, float distance, float other) {
@@ -25,7 +25,9 @@ __device__ __forceinline__ float score_of(int i, const float* row, int n, const 
     take(2, distances.z, others.z);
     take(3, distances.w, others.w);
   }
-  return peak_score(mine, warp_min(nearest));
+#pragma unroll
+  for (int lane = 1; lane < kTokenLanes; lane *= 2) nearest = fminf(nearest, __shfl_xor_sync(kFullWarp, nearest, lane));
+  return peak_score(mine, nearest);
 }
 
 // Calls visit(token, chosen) by one thread a token, in their order, whether it is among the `count` best of those that
