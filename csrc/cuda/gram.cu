@@ -501,7 +501,7 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
     const int at_a_time = std::max<int>(1, resident_clusters(limits, 1, cluster) / pairs);
     const dim3 grid(cluster, pairs, std::min(tokens.frames, at_a_time));
     CUtensorMap map{};
-    if (limits.clusters) {
+    if (limits.warpgroups) {
       const GramTiles shape(tokens.per_frame);
       FASTVID_RETURN_IF_FAILED(make_token_map(tokens, shape.across > 2 ? shape.size : tokens.per_frame, map));
     }

@@ -30,15 +30,12 @@ __device__ __forceinline__ void rank_by(const Ranking& ranking, int frame, void*
   for (int token = threadIdx.x; token < n; token += blockDim.x) {
     const Key key = keys[token];
     int place = 0;
-    // Four at a time; where all stand before the token, those that equal it count too.
 #pragma unroll 4
     for (int j = 0; j < n; j += 4) {
       const Four others = *reinterpret_cast<const Four*>(keys + j);
-      const Key bound = j + 3 < token ? key - 1 : key;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) place += others.at[e] > bound;
+      for (int e = 0; e < 4; ++e) place += ranks_before(others.at[e], j + e, key, token);
     }
-    for (int j = token / 4 * 4; j < token; ++j) place += keys[j] == key;
     const int64_t at = static_cast<int64_t>(frame) * n + token;
     ranking.rank[at] = static_cast<uint16_t>(place);
     ranking.center_flags[at] = 0;
