@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <type_traits>
 
 #include "block.cuh"
@@ -34,9 +36,11 @@ struct AssignTile {
   __host__ __device__ constexpr int bytes() const { return (rows + centers) * kTileRowBytes; }
   // Scores, (centers, pitch), stand where the stages were.
   __host__ __device__ constexpr int pitch() const { return rows + 4; }
-  constexpr bool scores_fit() const {
-    return pitch() * centers * static_cast<int>(sizeof(float)) <= assign_stages(centers) * bytes();
+  // How many of the stages they take.
+  __host__ __device__ constexpr int score_stages() const {
+    return ceil_div(pitch() * centers * static_cast<int>(sizeof(float)), bytes());
   }
+  constexpr bool scores_fit() const { return score_stages() <= assign_stages(centers); }
 };
 static_assert(AssignTile{kAssignRows, kManyCenters}.scores_fit() && AssignTile{16, kManyCenters}.scores_fit());
 
@@ -57,266 +61,425 @@ __device__ __forceinline__ CenterRange centers_of_pass(const FramePlan& plan, co
           end_anchor >= record.end_anchor ? record.end_center : plan.records[plan.anchors[end_anchor]].center_offset};
 }
 
-// Works on part `part` of `parts` of a frame's tokens, at most shape.rows, in a cluster that shares the channels; on up
-// to kCenters centres at a time.
+template <typename T>
+struct AssignWork {
+  Tokens<T> tokens;
+  FramePlan plan;
+  Centers centers;
+  Candidates candidates;
+  Assignments assignments;
+  Output<T> output;
+  bool merge_centers;
+  int pass, parts;  // of a frame's tokens
+  AssignTile tile;
+};
+
+// What a block keeps in shared memory beside its stages; rows are those of the part at hand.
+template <int kCenters>
+struct AssignState {
+  Choice best[2][kAssignRows];  // of the anchor frame that a turn, odd or even, left open
+  Center centers[kCenters];     // of the turn
+  // What a score is multiplied with, and at least is then; of no centre {NaN, -INFINITY}, which is less than any other.
+  float2 scales[kCenters];
+  int anchor_centers[kCenters];  // first centre in the turn, of each anchor frame that has some there
+  bool mergeable[kAssignRows], is_center[kAssignRows];
+  KeptRow kept_rows[kAssignRows];
+  Counts scratch[kAssignThreads / kWarp];
+};
+
+// One block of assign_kernel. The blocks of a cluster share the channels of a part of a frame's tokens, at most
+// tile.rows; these are compared with up to kCenters centres a turn.
 template <typename T, int kCenters>
-__device__ __forceinline__ void assign_part(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                                            const Candidates& candidates, const Assignments& assignments,
-                                            const Output<T>& output, bool merge_centers, int pass, int frame, int part,
-                                            int parts, const AssignTile& shape, unsigned char* shared) {
-  constexpr int kStages = assign_stages(kCenters) - kByParts<T>;  // low parts take the place of the last one
-  constexpr int kAhead = assign_stages(kCenters) - 2;  // slices that come while one is multiplied and one may still be
-  constexpr int kCenterCopies = kCenters / kAssignCopyStep;
-  __shared__ Choice best[2][kAssignRows];  // of the anchor frame that a tile of centres, odd or even, left open
-  __shared__ Center tile_centers[kCenters];
-  __shared__ float inverse_norms[kCenters];  // -1: no centre
-  __shared__ int anchor_centers[kCenters];   // first centre in the tile, of each anchor frame that has some there
-  __shared__ bool mergeable[kAssignRows], is_center[kAssignRows];
-  __shared__ KeptRow kept_rows[kAssignRows];
-  __shared__ Counts scratch[kAssignThreads / kWarp];
-  float* const scores = reinterpret_cast<float*>(shared);  // (centres, pitch), where the tiles were
+class AssignBlock {
+ public:
+  __device__ __forceinline__ AssignBlock(const AssignWork<T>& work, unsigned char* stages, AssignState<kCenters>& state)
+      : work_(work), stages_(stages), state_(state), slices_(work.tokens.row_bytes(), rank_, ranks_) {}
 
-  const int n = tokens.per_frame, ranks = cluster_size(), rank = cluster_rank();
-  const int first_token = n * part / parts;
-  const int num_tokens = n * (part + 1) / parts - first_token;
-  // Tokens whose scores this block adds up; whole float4 of them but for the last.
-  const int first_own = num_tokens * rank / ranks / 4 * 4;
-  const int end_own = rank + 1 == ranks ? num_tokens : num_tokens * (rank + 1) / ranks / 4 * 4,
-            num_own = end_own - first_own;
-  const Slices slices(tokens.row_bytes(), rank, ranks);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int half = ceil_div(num_tokens, 16) * 8, pitch = shape.pitch();
-  const int group_row = threadIdx.x / kWarpgroup * half;  // first token of the warpgroup's half
-  const int copy_row = threadIdx.x / 8, chunk = threadIdx.x % 8;
-  const uint32_t tile0 = shared_address(shared), copy_at = tile_offset(copy_row, chunk);
+  __device__ __forceinline__ void run() {
+    // Tokens are none of the pipeline's results: they come while the kernels before this one end. So do the tokens of
+    // the next turn, as far as there is room, while this one chooses.
+    const int first = blockIdx.x / ranks_, prefetched = min(kAhead, kStages - first_stage_);
+    for (int slice = 0; slice < kAhead; ++slice) start_tokens(part_of(first), slice);
+    // In prune the plan is older than the predecessor; scatter_merge makes it right before.
+    const bool keeps = keeps_rows();
+    if (!keeps) wait_for_predecessor();
+    Turn turn = first_turn(first);
+    if (keeps) wait_for_predecessor();
+    int started = kAhead;
+    if (turn.part.unit != first) {
+      commit_copies();
+      wait_copies<0>();
+      started = 0;
+    }
+    OwnCenter center = load_center(turn);
+    while (turn.part.unit < num_units()) {
+      part_ = turn.part;
+      list_centers(turn, center);
+      for (int slice = 0; slice < kAhead; ++slice) {
+        if (slice >= started) start_tokens(part_, slice);
+        start_centers(slice);
+      }
+      num_kept_ = 0;
+      if (turn.index == 0) list_tokens(turn.record);  // while they come
+      multiply_centers(turn.num_centers);
+      const Turn next = turn_after(turn);
+      for (int slice = 0; slice < prefetched; ++slice) start_tokens(next.part, slice);
+      started = prefetched;
+      add_up(turn.num_centers);
+      center = load_center(next);
+      choose(turn);
+      if (keeps && turn.index == 0 && is_last_of_frame(part_)) {
+        fill_rest(work_.output, work_.plan.totals->rows, part_.frame, work_.tokens.frames, rank_, ranks_);
+      }
+      __syncthreads();  // tiles follow where the scores are
+      turn = next;
+    }
+    wait_copies<0>();
+  }
 
-  const int first_channel = (slices.first * 8 + chunk) * Vector<T>::kSize;
-  const auto slice_tile = [&](int slice) { return tile0 + slice % kStages * shape.bytes() + copy_at; };
-  const auto is_within = [&](int slice) { return first_channel + slice * kSliceChannels<T> < tokens.channels; };
-  const T* const source = tokens.row(frame * n + first_token + copy_row) + first_channel;
-  const auto start_tokens = [&](int slice) {
-    if (slice >= slices.count) return;
-    const T* const from = source + slice * kSliceChannels<T>;
+ private:
+  static constexpr int kStages = assign_stages(kCenters) - kByParts<T>;  // low parts take the place of the last one
+  // Slices that come while one is multiplied and the one before it may still be.
+  static constexpr int kAhead = assign_stages(kCenters) - 2;
+  static constexpr int kCenterCopies = kCenters / kAssignCopyStep;
+
+  // Tokens of a frame that a cluster works on at a time.
+  struct Part {
+    int unit, frame, first_token, num_tokens;
+    const T* source;  // of the thread's first copy
+  };
+  // Such a part with some of the centres of a pass.
+  struct Turn {
+    Part part;
+    FrameRecord record;
+    int index, count;                           // which turn of the part it is, of how many
+    int first_center, num_centers, end_center;  // in the list of centres; the pass ends with the last
+  };
+
+  __device__ __forceinline__ int num_units() const { return work_.tokens.frames * work_.parts; }
+  __device__ __forceinline__ bool keeps_rows() const { return work_.output.indices != nullptr && work_.pass == 0; }
+
+  // Last frames first: of what was read before, they are in L2.
+  __device__ __forceinline__ Part part_of(int unit) const {
+    const int parts = work_.parts, n = work_.tokens.per_frame, part = unit % parts, first = n * part / parts;
+    const int frame = work_.tokens.frames - 1 - unit / parts;
+    return {unit, frame, first, n * (part + 1) / parts - first,
+            work_.tokens.row(frame * n + first + copy_row_) + first_channel_};
+  }
+  __device__ __forceinline__ bool is_last_of_frame(const Part& part) const {
+    return part.first_token + part.num_tokens == work_.tokens.per_frame;
+  }
+
+  // The first turn of a unit or, where it has none in this pass, of the block's next one that has.
+  __device__ __forceinline__ Turn first_turn(int unit) const {
+    Turn turn{};
+    for (; unit < num_units(); unit += gridDim.x / ranks_) {
+      turn.part = part_of(unit);
+      turn.record = work_.plan.records[turn.part.frame];
+      const CenterRange range = centers_of_pass(work_.plan, turn.record, work_.pass);
+      // Even turns, since each reads all tokens again; one that only keeps rows where there are no centres.
+      turn.count = max(ceil_div(range.end - range.first, work_.tile.centers), static_cast<int>(keeps_rows()));
+      turn.first_center = range.first;
+      turn.end_center = range.end;
+      if (turn.count > 0) {
+        turn.num_centers = ceil_div(range.end - range.first, turn.count);
+        return turn;
+      }
+    }
+    turn.part.unit = unit;
+    return turn;
+  }
+  __device__ __forceinline__ Turn turn_after(const Turn& turn) const {
+    if (turn.index + 1 == turn.count) return first_turn(turn.part.unit + gridDim.x / ranks_);
+    Turn next = turn;
+    ++next.index;
+    next.first_center += turn.num_centers;
+    next.num_centers = ceil_div(next.end_center - next.first_center, next.count - next.index);
+    return next;
+  }
+
+  // Slices of a turn begin behind the stages that the scores of the one before it take.
+  __device__ __forceinline__ uint32_t stage_at(int slice) const {
+    return (slice + first_stage_) % kStages * work_.tile.bytes();
+  }
+  __device__ __forceinline__ bool is_within(int slice) const {
+    return first_channel_ + slice * kSliceChannels<T> < work_.tokens.channels;
+  }
+  __device__ __forceinline__ void start_tokens(const Part& part, int slice) const {
+    if (slice >= slices_.count || part.unit >= num_units()) return;
+    const T* const from = part.source + slice * kSliceChannels<T>;
+    const uint32_t to = copy_to_ + stage_at(slice);
 #pragma unroll
     for (int i = 0; i < kAssignTokenCopies; ++i) {
-      const int r = copy_row + i * kAssignCopyStep;
-      if (r >= shape.rows) break;
-      copy_async(slice_tile(slice) + i * kAssignCopyStep * kTileRowBytes,
-                 from + i * kAssignCopyStep * tokens.row_stride, r < num_tokens && is_within(slice));
+      const int r = copy_row_ + i * kAssignCopyStep;
+      if (r >= work_.tile.rows) break;
+      copy_async(to + i * kAssignCopyStep * kTileRowBytes, from + i * kAssignCopyStep * work_.tokens.row_stride,
+                 r < part.num_tokens && is_within(slice));
     }
+  }
+
+  // The thread's centre of a turn, if there is one.
+  struct OwnCenter {
+    Center center;
+    float inverse_norm;
   };
-  // Tokens are none of the pipeline's results: they come while the kernels before this one end.
-  for (int slice = 0; slice < kAhead; ++slice) start_tokens(slice);
-  wait_for_predecessor();
-  const FrameRecord record = plan.records[frame];
-  const CenterRange range = centers_of_pass(plan, record, pass);
-  const bool keeps = output.indices != nullptr && pass == 0;
-  const int all_kept = keeps ? plan.totals->rows : 0;
-  int num_kept = 0;
-  // Marks the tokens. Where rows are kept they stand in the order of the frame's tokens: those before this part count.
-  const auto list_tokens = [&] {
+  __device__ __forceinline__ OwnCenter load_center(const Turn& turn) const {
+    if (turn.part.unit >= num_units() || threadIdx.x >= turn.num_centers) return {};
+    const int c = turn.first_center + threadIdx.x;
+    return {work_.centers.list[c], work_.centers.inverse_norms[c]};
+  }
+  // A barrier of the block.
+  __device__ __forceinline__ void list_centers(const Turn& turn, const OwnCenter& own) {
+    const bool present = threadIdx.x < turn.num_centers;
+    if (present) {
+      state_.centers[threadIdx.x] = own.center;
+      state_.scales[threadIdx.x] =
+          own.center.row >= 0 ? make_float2(own.inverse_norm, -FLT_MAX) : make_float2(NAN, -INFINITY);
+    }
+    __syncthreads();
+    if (present && (threadIdx.x == 0 || own.center.number == 0)) {
+      state_.anchor_centers[own.center.anchor - state_.centers[0].anchor] = threadIdx.x;
+    }
+    center_copy_.rows = copies_of<kAssignCopyStep>(copy_row_, turn.num_centers);
+#pragma unroll
+    for (int i = 0; i < kCenterCopies; ++i) {
+      const int c = copy_row_ + i * kAssignCopyStep;
+      center_copy_.source[i] =
+          work_.tokens.row(c < turn.num_centers ? max(state_.centers[c].row, 0) : 0) + first_channel_;
+    }
+  }
+  // The next slice's, and with them whatever tokens are not yet committed.
+  __device__ __forceinline__ void start_centers(int slice) {
+    if (slice < slices_.count) {
+      center_copy_.start(copy_to_ + stage_at(slice) + work_.tile.rows * kTileRowBytes, is_within(slice));
+    }
+    commit_copies();
+  }
+
+  // Marks the tokens. Where rows are kept they stand in the order of the frame's tokens: those before the part count.
+  __device__ __forceinline__ void list_tokens(const FrameRecord& record) {
+    const bool keeps = keeps_rows();
+    const int n = work_.tokens.per_frame;
     Counts before{};
-    for (int base = keeps ? 0 : first_token; base < first_token + num_tokens; base += kAssignThreads) {
-      const int token = base + threadIdx.x, row = token - first_token, index = frame * n + token;
-      const bool exists = row < num_tokens, own = exists && row >= 0;
-      const bool candidate = exists && candidates(frame, token), center = exists && centers.flags[index];
+    for (int base = keeps ? 0 : part_.first_token; base < part_.first_token + part_.num_tokens;
+         base += kAssignThreads) {
+      const int token = base + threadIdx.x, row = token - part_.first_token, index = part_.frame * n + token;
+      const bool exists = row < part_.num_tokens, own = exists && row >= 0;
+      const bool candidate = exists && work_.candidates(part_.frame, token);
+      const bool center = exists && work_.centers.flags[index];
       if (own) {
-        mergeable[row] = candidate;
-        is_center[row] = center;
+        state_.mergeable[row] = candidate;
+        state_.is_center[row] = center;
       }
       if (!keeps) continue;
       const bool salient = exists && !candidate, kept = salient || center;
       Counts total;
-      const Counts place = before + block_scan(kept, own && salient, total, scratch);
-      if (own && salient) kept_rows[place.b] = {row, record.row_offset + place.a};
-      if (own && kept && rank == 0) output.indices[record.row_offset + place.a] = index;
+      const Counts place = before + block_scan(kept, own && salient, total, state_.scratch);
+      if (own && salient) state_.kept_rows[place.b] = {row, record.row_offset + place.a};
+      if (own && kept && rank_ == 0) work_.output.indices[record.row_offset + place.a] = index;
       before = before + total;
     }
-    num_kept = before.b;
-    if (keeps && part + 1 == parts && rank == 0 && threadIdx.x == 0) output.frame_counts[frame] = before.a;
-  };
-  // Even tiles, since each reads all tokens again; one that only keeps rows where there are no centres.
-  const int num_tiles = max(ceil_div(range.end - range.first, shape.centers), static_cast<int>(keeps));
+    num_kept_ = before.b;
+    if (keeps && is_last_of_frame(part_) && rank_ == 0 && threadIdx.x == 0) {
+      work_.output.frame_counts[part_.frame] = before.a;
+    }
+  }
+  // A slice of the rows that are kept as they are.
+  __device__ __forceinline__ void write_kept(int slice) const {
+    for (int i = copy_row_; i < num_kept_; i += kAssignCopyStep) {
+      const KeptRow kept = state_.kept_rows[i];
+      const unsigned char* const from = stages_ + stage_at(slice) + tile_offset(kept.row, chunk_);
+      write_vector(work_.output.row(kept.output_row), work_.output.channels, first_channel_ + slice * kSliceChannels<T>,
+                   *reinterpret_cast<const Vector<T>*>(from));
+    }
+  }
 
-  for (int t = 0, tile_center = range.first; t < num_tiles; ++t) {
-    const int num_centers = ceil_div(range.end - tile_center, num_tiles - t);
-    if (threadIdx.x < num_centers) {
-      const Center center = centers.list[tile_center + threadIdx.x];
-      tile_centers[threadIdx.x] = center;
-      inverse_norms[threadIdx.x] = center.row >= 0 ? centers.inverse_norms[tile_center + threadIdx.x] : -1.0f;
-    }
-    __syncthreads();
-    if (threadIdx.x < num_centers) {
-      const Center center = tile_centers[threadIdx.x];
-      if (threadIdx.x == 0 || center.number == 0) anchor_centers[center.anchor - tile_centers[0].anchor] = threadIdx.x;
-    }
-    SliceCopy<T, kCenterCopies, kAssignCopyStep> center_copy;
-    center_copy.rows = copies_of<kAssignCopyStep>(copy_row, num_centers);
-#pragma unroll
-    for (int i = 0; i < kCenterCopies; ++i) {
-      const int c = copy_row + i * kAssignCopyStep;
-      center_copy.source[i] = tokens.row(c < num_centers ? max(tile_centers[c].row, 0) : 0) + first_channel;
-    }
-    const auto start_centers = [&](int slice) {
-      if (slice < slices.count) center_copy.start(slice_tile(slice) + shape.rows * kTileRowBytes, is_within(slice));
-      commit_copies();
-    };
-    for (int slice = 0; slice < kAhead; ++slice) {
-      if (t > 0) start_tokens(slice);
-      start_centers(slice);
-    }
-    if (t == 0) list_tokens();  // while they come
-
-    const auto write_kept = [&](int slice) {
-      if (t > 0) return;
-      for (int i = copy_row; i < num_kept; i += kAssignCopyStep) {
-        const KeptRow kept = kept_rows[i];
-        const unsigned char* const from = shared + slice % kStages * shape.bytes() + tile_offset(kept.row, chunk);
-        write_vector(output.row(kept.output_row), output.channels, first_channel + slice * kSliceChannels<T>,
-                     *reinterpret_cast<const Vector<T>*>(from));
-      }
-    };
-    // Products of the centres, by 64, with the first eights of tokens of each half; static numbers for the sake of the
-    // inner loop. Rows past the last token or centre hold what they will: no score comes of them.
-    const auto multiply_slices = [&](auto blocks, auto columns) {
-      float sums[blocks()][columns()][4] = {};
-      if constexpr (kByParts<T>) {
-        const int low_tile = kStages * shape.bytes();
-        multiply_slices_by_parts(
-            slices.count,
-            [](int slice) {
-              if (slice == 0) {
-                wait_copies<kAhead - 1>();
-              } else {
-                wait_copies<kAhead - 2>();  // a group for the slice that takes the place of the last one is yet to come
-              }
-            },
-            [&](int slice, int h) {
-              write_low_parts<kAssignThreads, kAssignRows + most_centers<T>(kAssignRows)>(
-                  shared + slice % kStages * shape.bytes(), shared + low_tile, shape.rows + num_centers, h);
-            },
-            [&](int slice, int h) {
-              const uint32_t tile = tile0 + slice % kStages * shape.bytes();
-#pragma unroll
-              for (int m = 0; m < blocks(); ++m) {
-                const int center_at = (shape.rows + m * kWarpgroupRows) * kTileRowBytes;
-                const int token_at = group_row * kTileRowBytes;
-                multiply_parts<columns()>(sums[m], tile + center_at, tile + token_at, tile0 + low_tile + center_at,
-                                          tile0 + low_tile + token_at, h);
-              }
-            },
-            [&](int slice, int h) {
-              if (h == 0) {
-                start_tokens(slice + kAhead);
-              } else {
-                start_centers(slice + kAhead);
-                write_kept(slice);
-              }
-            });
-      } else {
-        for (int slice = 0; slice < slices.count; ++slice) {
-          wait_copies<kAhead - 1>();
-          publish_copies();
-          __syncthreads();
-          const uint32_t tile = tile0 + slice % kStages * shape.bytes();
-          begin_products<T>();
-#pragma unroll
-          for (int step = 0; step < kSliceSteps; ++step) {
-#pragma unroll
-            for (int m = 0; m < blocks(); ++m) {
-              multiply_step<T, columns()>(sums[m], tile + (shape.rows + m * kWarpgroupRows) * kTileRowBytes,
-                                          tile + group_row * kTileRowBytes, step);
+  // Scores of the centres, by 64, with the first eights of tokens of each half; static numbers for the sake of the
+  // inner loop. Rows past the last token or centre hold what they will: nothing comes of their scores.
+  template <int kBlocks, int kColumns>
+  __device__ __forceinline__ void multiply(int num_centers) {
+    const int rows = work_.tile.rows, half = half_of_part(), group_row = threadIdx.x / kWarpgroup * half;
+    const uint32_t first_stage = shared_address(stages_);
+    float sums[kBlocks][kColumns][4] = {};
+    if constexpr (kByParts<T>) {
+      const int low_tile = kStages * work_.tile.bytes();
+      multiply_slices_by_parts(
+          slices_.count,
+          [](int slice) {
+            if (slice == 0) {
+              wait_copies<kAhead - 1>();
+            } else {
+              wait_copies<kAhead - 2>();  // a group for the slice that takes the place of the last one is yet to come
             }
-          }
-          commit_products<T>();
-          // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
-          start_tokens(slice + kAhead);
-          start_centers(slice + kAhead);
-          write_kept(slice);
-          wait_products<T, 1>();
-        }
-        wait_products<T>();
-      }
-      wait_copies<0>();
-      __syncthreads();
+          },
+          [&](int slice, int h) {
+            write_low_parts<kAssignThreads, kAssignRows + most_centers<T>(kAssignRows)>(
+                stages_ + stage_at(slice), stages_ + low_tile, rows + num_centers, h);
+          },
+          [&](int slice, int h) {
+            const uint32_t tile = first_stage + stage_at(slice), token_at = group_row * kTileRowBytes;
 #pragma unroll
-      for (int m = 0; m < blocks(); ++m) {
-        const int center = m * kWarpgroupRows + warp % 4 * 16 + lane / 4;
-#pragma unroll
-        for (int c = 0; c < columns(); ++c) {
-          const int token = c * 8 + lane % 4 * 2;
-          if (token >= half || group_row + token >= shape.rows) break;
-          float* const at = scores + center * pitch + group_row + token;
-          *reinterpret_cast<float2*>(at) = make_float2(sums[m][c][0], sums[m][c][1]);
-          *reinterpret_cast<float2*>(at + 8 * pitch) = make_float2(sums[m][c][2], sums[m][c][3]);
-        }
-      }
-    };
-    const auto multiply_centers = [&](auto columns) {
-      constexpr int kMostBlocks = std::min(kCenters, most_centers<T>(columns() * 16)) / kWarpgroupRows;
-      if (num_centers <= kWarpgroupRows) {
-        multiply_slices(std::integral_constant<int, 1>{}, columns);
-      } else if (kMostBlocks == 2 || num_centers <= 2 * kWarpgroupRows) {
-        multiply_slices(std::integral_constant<int, 2>{}, columns);
-      } else {
-        multiply_slices(std::integral_constant<int, kMostBlocks>{}, columns);
-      }
-    };
-    if (half <= 72) {
-      multiply_centers(std::integral_constant<int, 9>{});
-    } else if (half <= 104) {
-      multiply_centers(std::integral_constant<int, 13>{});
+            for (int m = 0; m < kBlocks; ++m) {
+              const int center_at = (rows + m * kWarpgroupRows) * kTileRowBytes;
+              multiply_parts<kColumns>(sums[m], tile + center_at, tile + token_at, first_stage + low_tile + center_at,
+                                       first_stage + low_tile + token_at, h);
+            }
+          },
+          [&](int slice, int h) {
+            if (h == 0) {
+              start_tokens(part_, slice + kAhead);
+            } else {
+              start_centers(slice + kAhead);
+              write_kept(slice);
+            }
+          });
     } else {
-      multiply_centers(std::integral_constant<int, 16>{});
-    }
-    cluster_sync();
-    if (ranks > 1) {
-      const int quads = ceil_div(num_own, 4);
-      for (int unit = threadIdx.x; unit < num_centers * quads; unit += kAssignThreads) {
-        const int c = unit / quads;
-        float4* const at = reinterpret_cast<float4*>(scores + c * pitch + first_own) + unit - c * quads;
-        *at = cluster_total(at, ranks);
+      for (int slice = 0; slice < slices_.count; ++slice) {
+        wait_copies<kAhead - 1>();
+        publish_copies();
+        __syncthreads();
+        const uint32_t tile = first_stage + stage_at(slice);
+        begin_products<T>();
+#pragma unroll
+        for (int step = 0; step < kSliceSteps; ++step) {
+#pragma unroll
+          for (int m = 0; m < kBlocks; ++m) {
+            multiply_step<T, kColumns>(sums[m], tile + (rows + m * kWarpgroupRows) * kTileRowBytes,
+                                       tile + group_row * kTileRowBytes, step);
+          }
+        }
+        commit_products<T>();
+        // Where the slice before the last one was: its products have ended, as every warp saw before the barrier.
+        start_tokens(part_, slice + kAhead);
+        start_centers(slice + kAhead);
+        write_kept(slice);
+        wait_products<T, 1>();
       }
-      cluster_sync();  // peers have read this block's scores
+      wait_products<T>();
     }
+    wait_copies<0>();
+    __syncthreads();
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, pitch = work_.tile.pitch();
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+      const int center = m * kWarpgroupRows + warp % 4 * 16 + lane / 4;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int token = c * 8 + lane % 4 * 2;
+        if (token >= half || group_row + token >= rows) break;
+        float* const at = scores() + center * pitch + group_row + token;
+        *reinterpret_cast<float2*>(at) = make_float2(sums[m][c][0], sums[m][c][1]);
+        *reinterpret_cast<float2*>(at + 8 * pitch) = make_float2(sums[m][c][2], sums[m][c][3]);
+      }
+    }
+  }
+  template <int kColumns>
+  __device__ __forceinline__ void multiply_columns(int num_centers) {
+    constexpr int kMostBlocks = std::min(kCenters, most_centers<T>(kColumns * 16)) / kWarpgroupRows;
+    if (num_centers <= kWarpgroupRows) {
+      multiply<1, kColumns>(num_centers);
+    } else if (kMostBlocks == 2 || num_centers <= 2 * kWarpgroupRows) {
+      multiply<2, kColumns>(num_centers);
+    } else {
+      multiply<kMostBlocks, kColumns>(num_centers);
+    }
+  }
+  __device__ __forceinline__ void multiply_centers(int num_centers) {
+    const int half = half_of_part();
+    if (half <= 72) {
+      multiply_columns<9>(num_centers);
+    } else if (half <= 104) {
+      multiply_columns<13>(num_centers);
+    } else {
+      multiply_columns<16>(num_centers);
+    }
+  }
 
-    // The best centre of this block's tokens, by a thread a token and anchor frame. A token's own norm is common to its
-    // scores.
-    const int first_anchor = tile_centers[0].anchor;
-    const int num_anchors = num_centers > 0 ? tile_centers[num_centers - 1].anchor - first_anchor + 1 : 0;
-    for (int unit = threadIdx.x; unit < num_own * num_anchors; unit += kAssignThreads) {
-      const int anchor = unit / num_own, row = first_own + unit - anchor * num_own, first = anchor_centers[anchor];
-      const Center center = tile_centers[first];
-      const int past = first + center.count - center.number, end = min(past, num_centers);
+  // Adds up the scores of this block's tokens over the cluster.
+  __device__ __forceinline__ void add_up(int num_centers) {
+    cluster_sync();
+    if (ranks_ == 1) return;
+    const OwnTokens own = own_tokens();
+    const int quads = ceil_div(own.count, 4);
+    for (int unit = threadIdx.x; unit < num_centers * quads; unit += kAssignThreads) {
+      const int c = unit / quads;
+      float4* const at = reinterpret_cast<float4*>(scores() + c * work_.tile.pitch() + own.first) + unit - c * quads;
+      *at = cluster_total(at, ranks_);
+    }
+    cluster_sync();  // peers have read this block's scores
+  }
+
+  // The best centre of this block's tokens, by a thread a token and anchor frame. A token's own norm is common to its
+  // scores.
+  __device__ __forceinline__ void choose(const Turn& turn) {
+    constexpr int kAtOnce = 8;  // loads under way
+    const OwnTokens own = own_tokens();
+    const int pitch = work_.tile.pitch(), first_anchor = state_.centers[0].anchor;
+    const int num_anchors = turn.num_centers > 0 ? state_.centers[turn.num_centers - 1].anchor - first_anchor + 1 : 0;
+    for (int unit = threadIdx.x; unit < own.count * num_anchors; unit += kAssignThreads) {
+      const int anchor = unit / own.count, row = own.first + unit - anchor * own.count;
+      const int first = state_.anchor_centers[anchor];
+      const Center center = state_.centers[first];
+      const int past = first + center.count - center.number, end = min(past, turn.num_centers);
       Choice choice{-INFINITY, -1};
-#pragma unroll 4
-      for (int c = first; c < end; ++c) {
-        const float inverse = inverse_norms[c], cosine = fmaxf(scores[c * pitch + row] * inverse, -INFINITY);
-        const bool present = inverse >= 0.0f, better = cosine > choice.cosine, only = choice.center < 0;
-        if (present & (better | only)) choice = {cosine, tile_center + c};
+      for (int c = first; c < end; c += kAtOnce) {
+        float cosines[kAtOnce];
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+          const int at = min(c + e, end - 1);  // the last one again does not count
+          const float2 scale = state_.scales[at];
+          cosines[e] = fmaxf(scores()[at * pitch + row] * scale.x, scale.y);
+        }
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+          if (cosines[e] > choice.cosine) choice = {cosines[e], turn.first_center + c + e};
+        }
       }
       if (center.number > 0) {
-        const Choice before = best[(t + 1) % 2][row];
+        const Choice before = state_.best[(turn.index + 1) % 2][row];
         if (before.center >= 0 && (choice.center < 0 || before.cosine >= choice.cosine)) choice = before;
       }
-      if (past > num_centers) {  // the next tile has more centres of this frame
-        best[t % 2][row] = choice;
+      if (past > turn.num_centers) {  // the next turn has more centres of this frame
+        state_.best[turn.index % 2][row] = choice;
         continue;
       }
-      const int token = frame * n + first_token + row;
-      const bool merges = choice.center >= 0 && mergeable[row] &&
-                          (merge_centers || !is_center[row] || center.anchor != record.own_anchor);
-      const int number = choice.center - (tile_center + first - center.number);
-      if (merges) atomicAdd(centers.counts + choice.center, 1ull);
-      assignments.table[(center.anchor - pass * kMergeAnchors) * assignments.pitch + token] =
-          static_cast<uint16_t>(merges ? kFirstNumber + number : kNoNumber);
+      const int token = part_.frame * work_.tokens.per_frame + part_.first_token + row;
+      const bool merges = choice.center >= 0 && state_.mergeable[row] &&
+                          (work_.merge_centers || !state_.is_center[row] || center.anchor != turn.record.own_anchor);
+      const int number = choice.center - (turn.first_center + first - center.number);
+      const Assignments& assignments = work_.assignments;
+      if (merges) atomicAdd(work_.centers.counts + choice.center, 1ull);
+      assignments.table[(center.anchor - work_.pass * kMergeAnchors) * assignments.pitch + token] =
+          static_cast<uint16_t>(merges ? number : kNoNumber);
       if (assignments.assignment != nullptr) assignments.assignment[token] = merges ? number : -1;
     }
-    __syncthreads();  // tiles follow where the scores are
-    tile_center += num_centers;
   }
-  wait_copies<0>();
-  if (keeps && part + 1 == parts) fill_rest(output, all_kept, frame, tokens.frames, rank, ranks);
-}
+
+  // Tokens of each warpgroup, a multiple of eight.
+  __device__ __forceinline__ int half_of_part() const { return ceil_div(part_.num_tokens, 16) * 8; }
+  // Rows whose scores this block adds up; whole float4 of them but for the last.
+  struct OwnTokens {
+    int first, count;
+  };
+  __device__ __forceinline__ OwnTokens own_tokens() const {
+    const int n = part_.num_tokens, first = n * rank_ / ranks_ / 4 * 4;
+    return {first, (rank_ + 1 == ranks_ ? n : n * (rank_ + 1) / ranks_ / 4 * 4) - first};
+  }
+  // (centres, pitch), where the first stages were.
+  __device__ __forceinline__ float* scores() const { return reinterpret_cast<float*>(stages_); }
+
+  const AssignWork<T>& work_;
+  unsigned char* const stages_;
+  AssignState<kCenters>& state_;
+  const int ranks_ = cluster_size(), rank_ = cluster_rank();
+  const int copy_row_ = threadIdx.x / 8, chunk_ = threadIdx.x % 8;
+  const int first_stage_ = work_.tile.score_stages();
+  const Slices slices_;
+  const int first_channel_ = (slices_.first * 8 + chunk_) * Vector<T>::kSize;
+  const uint32_t copy_to_ = shared_address(stages_) + tile_offset(copy_row_, chunk_);
+  Part part_;
+  SliceCopy<T, kCenterCopies, kAssignCopyStep> center_copy_;
+  int num_kept_;
+};
 
 }  // namespace fastvid

@@ -1,4 +1,4 @@
-// Means of the tokens that merge into a centre, as a product of one-hot assignments with the tokens.
+// Means of the tokens that merge into a centre, as a product of the tokens with one-hot assignments.
 #pragma once
 
 #include <type_traits>
@@ -12,303 +12,314 @@
 namespace fastvid {
 
 constexpr int kMergeThreads = 2 * kWarpgroup;
-constexpr int kMergeHalfRows = 64;  // tokens of a warpgroup's half of a tile
-constexpr int kMergeHalfBytes = kMergeHalfRows * kTileRowBytes;
-static_assert(kMergeCenters == 2 * kWarpgroupRows);  // centres go through the tensor cores by so many rows
-template <typename T>
-constexpr int kMergeColumns = kSliceChannels<T> / 8;  // of the sums of a warp
-constexpr int kMergeStages = 4;
-// Of an item's tokens and channels, what a block takes at a time: a wide tile, of whose channels each warpgroup takes a
-// half, or a narrow one, of whose tokens it does, and of which there are twice as many.
-template <bool kWide>
-struct MergeTile {
-  static constexpr int kRows = kWide ? kMergeHalfRows : 2 * kMergeHalfRows;  // tokens
-  static constexpr int kRowBytes = kWide ? 2 * kTileRowBytes : kTileRowBytes, kChunks = kRowBytes / kVectorBytes;
-  // Assignments of an anchor frame's tokens; the padding keeps the frames in different banks.
-  static constexpr int kNumberBytes = kRows * sizeof(uint16_t), kOneHotPitch = kNumberBytes + kVectorBytes;
-  static constexpr int kTokenBytes = kRows * kRowBytes;
-  static constexpr int kBytes =
-      (kTokenBytes + kMergeItemAnchors * kOneHotPitch + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-  static constexpr int kSumPitch = kRowBytes / 2 + 4;  // floats; channels of a tile of 2-byte elements at most
-  static_assert(kMergeCenters * kSumPitch * sizeof(float) <= kMergeStages * kBytes);
+constexpr int kManyMergeStages = 4, kFewMergeStages = 3;  // of tiles; few where shared memory does not hold many
 
-  // Where a 16-byte chunk of a token stands: the halves lie one after the other.
-  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
-    return chunk / 8 * kMergeHalfBytes + tile_offset(row, chunk % 8);
-  }
+// What a block takes of an item at a time: as many tokens as a one-hot row of two-byte elements has room for, and two
+// slices of their channels, one for each warpgroup.
+constexpr int kMergeRows = kTileRowBytes / sizeof(uint16_t);
+constexpr int kMergeSliceBytes = kMergeRows * kTileRowBytes, kMergeTileBytes = 2 * kMergeSliceBytes;
+constexpr int kMergeChunks = 2 * kTileRowBytes / kVectorBytes;  // of a token
+constexpr int kNumberBytes = kMergeRows * sizeof(uint16_t);     // assignments of an anchor frame's tokens
+constexpr int kOneHotBytes = kMergeCenters * kTileRowBytes;
+
+// How a block's shared memory is laid out, in bytes.
+template <int kStages>
+struct MergeLayout {
+  static constexpr int kNumbersAt = kStages * kMergeTileBytes;
+  // Assignments come a tile before their tokens, and stay until the next but one.
+  static constexpr int kNumberSlots = kStages + 2, kSlotBytes = kMergeItemAnchors * kNumberBytes;
+  // There are two one-hot matrices, (centres, tokens): one is made while the tensor cores read the other.
+  static constexpr int kOneHotAt = kNumbersAt + kNumberSlots * kSlotBytes, kBytes = kOneHotAt + 2 * kOneHotBytes;
+  // Sums, (centres, pitch), take the place of all that; with this pitch, writes of theirs lie in different banks.
+  static constexpr int kSumPitch = kMergeChunks * 8 + 4;
+  static_assert(kOneHotAt % kTileAlignment == 0 && kMergeCenters * kSumPitch * sizeof(float) <= kBytes);
 };
 
-// What a block keeps of an item's centres.
+// What a block keeps of a centre.
 struct MergeCenter {
   int row, output_row;  // as in Center
-  int anchor, number;   // of the item, and of the anchor frame
   MergeWeights weights;
 };
 
-// A thread's rows of the one-hot matrix: where a centre's assignments stand in a tile, and its number there.
-struct OneHotRow {
-  int at;           // bytes
-  uint32_t number;  // twice, for pairs of tokens
+template <typename T>
+struct MergeWork {
+  Tokens<T> tokens;
+  FramePlan plan;
+  Centers centers;
+  Assignments assignments;
+  Output<T> output;
+  float merge_floor;
+  int pass;
 };
-constexpr uint32_t kAbsentNumber = 0x7fff7fffu;  // NaN
 
-// A pair of ones or zeros: whether two tokens chose the centre.
-__device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __nv_bfloat16) {
-  const __nv_bfloat162 ones =
-      __heq2(*reinterpret_cast<const __nv_bfloat162*>(assignments), *reinterpret_cast<const __nv_bfloat162*>(&number));
-  return *reinterpret_cast<const uint32_t*>(&ones);
-}
-__device__ __forceinline__ uint32_t chosen_pair(const unsigned char* assignments, uint32_t number, __half) {
-  const __half2 ones =
-      __heq2(*reinterpret_cast<const __half2*>(assignments), *reinterpret_cast<const __half2*>(&number));
-  return *reinterpret_cast<const uint32_t*>(&ones);
-}
-__device__ __forceinline__ uint32_t chosen_one(const unsigned char* assignments, uint32_t number) {
-  return *reinterpret_cast<const uint16_t*>(assignments) == (number & 0xffff) ? __float_as_uint(1.0f) : 0u;
-}
+struct MergeState {
+  MergeCenter centers[kMergeCenters];     // of the unit at hand
+  int anchor_centers[kMergeItemAnchors];  // where the first centre of each anchor frame would be among them
+  int drawn;                              // the block's next unit
+};
 
-// Adds the tokens of a tile to the sums of the centres that they chose: sixteen centres a warp of each group of
-// kWarpgroupRows. `half` is the warpgroup's part of the tile, with the assignments of its tokens. Calls meanwhile()
-// while the tensor cores work.
-template <typename T, int kGroups, typename Meanwhile>
-__device__ __forceinline__ void add_tokens(float (&sums)[kGroups][kMergeColumns<T>][4],
-                                           const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,
-                                           const unsigned char* assignments, Meanwhile&& meanwhile) {
-  const int lane = threadIdx.x % kWarp;
-  constexpr int kSteps = kMergeHalfRows / 16;
-  uint32_t rows[2][kGroups][4];  // one-hot rows of the step at hand, which must stay until it ends, and of the next one
-  const auto make_rows = [&](int step) {
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const OneHotRow& mine = one_hot[g][i % 2];
-        const int token = step * 16 + lane % 4 * 2 + i / 2 * 8;
-        rows[step % 2][g][i] = chosen_pair(assignments + mine.at + token * sizeof(uint16_t), mine.number, T{});
+// One block of merge_kernel. What it works on at a time is a unit: the centres of an item, and a tile of channels.
+template <typename T, int kStages>
+class MergeBlock {
+ public:
+  using Layout = MergeLayout<kStages>;
+
+  __device__ __forceinline__ MergeBlock(const MergeWork<T>& work, unsigned char* shared, MergeState& state)
+      : work_(work), shared_(shared), state_(state) {}
+
+  __device__ __forceinline__ void run() {
+    // The plan is older than the predecessor, which leaves the assignments: these are waited for once a unit, at no
+    // cost where they are there.
+    const int units = work_.plan.totals->items * channel_tiles_;
+    // The first ticket is the block's own number, which saves the way to memory.
+    for (int unit = blockIdx.x; unit < units;) {
+      int next = 0;  // is on its way while the unit is at work
+      if (threadIdx.x == 0) next = gridDim.x + atomicAdd(work_.plan.tickets + work_.pass, 1);
+      begin(work_.plan.items[unit / channel_tiles_], unit % channel_tiles_);
+      for (int t = 0; t < kAhead; ++t) start_tokens(t);
+      wait_for_predecessor();
+      start_numbers(0);
+      for (int t = 0; t < kAhead; ++t) {
+        start_numbers(t + 1);
+        commit_copies();
       }
-    }
-  };
-  make_rows(0);
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    begin_products<T>();
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      multiply_transposed(sums[g], rows[step % 2][g], shared_address(half), step * 16, T{});
-    }
-    commit_products<T>();
-    if (step == 0) {
-      meanwhile();
-    } else {
-      wait_products<T, 1>();
-    }
-    if (step + 1 < kSteps) make_rows(step + 1);
-  }
-  wait_products<T>();
-}
-
-// float32 tokens go in as the sum of two tf32 values, 22 bits together; ones are exact.
-template <int kGroups>
-__device__ __forceinline__ void add_float_tokens(float (&sums)[kGroups][kMergeColumns<float>][4],
-                                                 const OneHotRow (&one_hot)[kGroups][2], const unsigned char* half,
-                                                 const unsigned char* assignments) {
-  constexpr int kColumns = kMergeColumns<float>;
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll 2
-  for (int k = 0; k < kMergeHalfRows; k += 8) {
-    uint32_t high[kColumns][2], low[kColumns][2];
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int channel = column * 8 + lane / 4;
-        const uint32_t at = tile_offset(k + i * 4 + lane % 4, channel / 4) + channel % 4 * 4;
-        split_tf32(*reinterpret_cast<const uint32_t*>(half + at), high[column][i], low[column][i]);
-      }
-    }
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      uint32_t rows[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const OneHotRow& mine = one_hot[g][i % 2];
-        rows[i] = chosen_one(assignments + mine.at + (k + lane % 4 + i / 2 * 4) * sizeof(uint16_t), mine.number);
-      }
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-        multiply_tf32(sums[g][column], rows, low[column][0], low[column][1]);
-        multiply_tf32(sums[g][column], rows, high[column][0], high[column][1]);
-      }
-    }
-  }
-}
-
-// Sums, for one tile of channels, the tokens that an item's centres get from its segment; kGroups * kWarpgroupRows
-// centres at most. The sums (centres, kSumPitch) take the place of the kMergeStages tiles; a barrier has to follow. The
-// assignments are waited for when the first tokens are under way.
-template <typename T, bool kWide, int kGroups>
-__device__ __forceinline__ void sum_item(const Tokens<T>& tokens, const Centers& centers,
-                                         const Assignments& assignments, float merge_floor, const MergeItem& item,
-                                         int channel_tile, MergeCenter* item_centers, unsigned char* tiles) {
-  using Tile = MergeTile<kWide>;
-  constexpr int kColumns = kMergeColumns<T>;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n = tokens.per_frame;
-  const int num_centers = item.end_center - item.first_center;
-  const int half = threadIdx.x / kWarpgroup;
-  const int first_token = item.first_frame * n, end_token = item.end_frame * n;
-
-  // Tiles start at multiples of their size, so that assignments are whole vectors; tokens of other segments count as
-  // zeros.
-  const int first_tile = first_token / Tile::kRows;
-  const int start = first_tile * Tile::kRows, num_tiles = ceil_div(end_token, Tile::kRows) - first_tile;
-  constexpr int kCopyStep = kMergeThreads / Tile::kChunks;  // rows between a thread's copies
-  static_assert(kCopyStep % 8 == 0);
-  const int chunk = threadIdx.x % Tile::kChunks, copy_row = threadIdx.x / Tile::kChunks;
-  const int channel = (channel_tile * Tile::kChunks + chunk) * Vector<T>::kSize;
-  constexpr int kNumberChunks = Tile::kNumberBytes / kVectorBytes;
-  const bool has_channel = channel < tokens.channels, copies_numbers = threadIdx.x < item.num_anchors * kNumberChunks;
-  static_assert(kMergeItemAnchors * kNumberChunks <= kMergeThreads);
-  const T* source = tokens.row(start + copy_row) + channel;  // of the next tile to start, as are the next two
-  int token = start + copy_row;
-  constexpr int kNumbers = kVectorBytes / sizeof(uint16_t);
-  const int numbers_row = threadIdx.x / kNumberChunks, numbers_chunk = threadIdx.x % kNumberChunks;
-  const uint16_t* numbers = assignments.table +
-                            (item.first_anchor - item.pass * kMergeAnchors + numbers_row) * assignments.pitch + start +
-                            numbers_chunk * kNumbers;
-  const int64_t row_step = kCopyStep * tokens.row_stride;
-  const uint32_t tile0 = shared_address(tiles), copy_at = Tile::offset(copy_row, chunk);
-  const uint32_t numbers_at = Tile::kTokenBytes + numbers_row * Tile::kOneHotPitch + numbers_chunk * kVectorBytes;
-  const auto start_tokens = [&](int t) {
-    if (t >= num_tiles) return;
-    const uint32_t tile = tile0 + t % kMergeStages * Tile::kBytes;
-#pragma unroll
-    for (int i = 0; i < Tile::kRows / kCopyStep; ++i) {
-      const int at = token + i * kCopyStep;
-      const bool present = has_channel && at >= first_token && at < end_token;
-      copy_async(tile + copy_at + i * kCopyStep * kTileRowBytes, source + i * row_step, present);
-    }
-    source += Tile::kRows * tokens.row_stride;
-    token += Tile::kRows;
-  };
-  const auto start_numbers = [&](int t) {
-    if (t < num_tiles && copies_numbers) {
-      const uint32_t tile = tile0 + t % kMergeStages * Tile::kBytes;
-      const int first = start + t * Tile::kRows + numbers_chunk * kNumbers, end = first + kNumbers;
-      const bool whole = first >= first_token && end <= end_token, none = end <= first_token || first >= end_token;
-      if (whole || none) {
-        copy_async(tile + numbers_at, numbers, whole);
+      list_centers();
+      if (num_centers_ <= 32) {
+        add_tiles<4>();
+      } else if (num_centers_ <= 64) {
+        add_tiles<8>();
+      } else if (num_centers_ <= 96) {
+        add_tiles<12>();
       } else {
-        // Another segment shares the vector; it may have fewer anchor frames, and what they lack is not written.
-        uint16_t* const target = reinterpret_cast<uint16_t*>(tiles + t % kMergeStages * Tile::kBytes + numbers_at);
-        for (int e = 0; e < kNumbers; ++e) {
-          target[e] = first + e >= first_token && first + e < end_token ? numbers[e] : kNoNumber;
-        }
+        add_tiles<16>();
       }
-      numbers += Tile::kRows;
+      if (threadIdx.x == 0) state_.drawn = next;
+      write_rows();
+      unit = state_.drawn;
+      __syncthreads();  // all have read the ticket, and the sums, which lie where the next tiles will
     }
-    commit_copies();
-  };
-  for (int t = 0; t < kMergeStages - 1; ++t) start_tokens(t);
-  wait_for_predecessor();
-  for (int t = 0; t < kMergeStages - 1; ++t) start_numbers(t);
-
-  if (threadIdx.x < num_centers) {
-    const int c = item.first_center + threadIdx.x;
-    const Center center = centers.list[c];
-    item_centers[threadIdx.x] = {center.row, center.output_row, center.anchor - item.first_anchor, center.number,
-                                 merge_weights(static_cast<int64_t>(centers.counts[c]), merge_floor)};
+    wait_for_predecessor();
   }
-  __syncthreads();
-  OneHotRow one_hot[kGroups][2];
-  const int first_row = warp % 4 * 16 + lane / 4;  // of the thread's sums, as the next eight further down
+
+ private:
+  static constexpr int kAhead = kStages - 1;                      // tiles under way
+  static constexpr int kCopyStep = kMergeThreads / kMergeChunks;  // rows between a thread's copies
+  static constexpr int kNumbers = kVectorBytes / sizeof(uint16_t), kNumberChunks = kNumberBytes / kVectorBytes;
+  static_assert(kCopyStep % 8 == 0 && kMergeItemAnchors * kNumberChunks <= kMergeThreads);
+  // A one among one-hot elements, of bfloat16 or float16; float32 tokens have bfloat16 ones.
+  static constexpr uint16_t kOne = std::is_same_v<T, __half> ? 0x3c00 : 0x3f80;
+
+  // An item of another pass has neither tiles nor centres.
+  __device__ __forceinline__ void begin(const MergeItem& item, int channel_tile) {
+    const bool taken = item.pass == work_.pass;
+    const Tokens<T>& tokens = work_.tokens;
+    first_center_ = item.first_center;
+    num_centers_ = taken ? item.end_center - item.first_center : 0;
+    first_anchor_ = item.first_anchor;
+    num_anchors_ = item.num_anchors;
+    first_token_ = item.first_frame * tokens.per_frame;
+    end_token_ = item.end_frame * tokens.per_frame;
+    // Tiles start so that assignments are whole vectors; tokens of other segments count as zeros.
+    const int start = first_token_ / kNumbers * kNumbers;
+    num_tiles_ = taken ? ceil_div(end_token_ - start, kMergeRows) : 0;
+    channel_ = (channel_tile * kMergeChunks + chunk_) * Vector<T>::kSize;
+    token_ = start + copy_row_;
+    source_ = tokens.row(token_) + channel_;
+    const int row = threadIdx.x / kNumberChunks, chunk = threadIdx.x % kNumberChunks;
+    number_token_ = start + chunk * kNumbers;
+    numbers_ = work_.assignments.table +
+               (item.first_anchor - item.pass * kMergeAnchors + row) * work_.assignments.pitch + number_token_;
+  }
+
+  // The next tile's tokens.
+  __device__ __forceinline__ void start_tokens(int t) {
+    if (t >= num_tiles_) return;
+    const uint32_t to = shared_address(shared_) + t % kStages * kMergeTileBytes + chunk_ / 8 * kMergeSliceBytes +
+                        tile_offset(copy_row_, chunk_ % 8);
 #pragma unroll
-  for (int i = 0; i < 2 * kGroups; ++i) {
-    const int c = i / 2 * kWarpgroupRows + i % 2 * 8 + first_row;
-    const bool present = c < num_centers && item_centers[c].row >= 0;
-    one_hot[i / 2][i % 2] = {present ? item_centers[c].anchor * Tile::kOneHotPitch : 0,
-                             present ? (kFirstNumber + item_centers[c].number) * 0x10001u : kAbsentNumber};
+    for (int i = 0; i < kMergeRows / kCopyStep; ++i) {
+      const int at = token_ + i * kCopyStep;
+      const bool present = channel_ < work_.tokens.channels && at >= first_token_ && at < end_token_;
+      copy_async(to + i * kCopyStep * kTileRowBytes, source_ + i * kCopyStep * work_.tokens.row_stride, present);
+    }
+    source_ += kMergeRows * work_.tokens.row_stride;
+    token_ += kMergeRows;
   }
-
-  const int numbers_of_half =
-      Tile::kTokenBytes + (kWide ? 0 : half * kMergeHalfRows * static_cast<int>(sizeof(uint16_t)));
-  float sums[kGroups][kColumns][4] = {};
-  for (int t = 0; t < num_tiles; ++t) {
-    wait_copies<kMergeStages - 2>();
-    publish_copies();
-    __syncthreads();
-    const unsigned char* const tile = tiles + t % kMergeStages * Tile::kBytes;
-    const auto start_next = [&] {
-      start_tokens(t + kMergeStages - 1);
-      start_numbers(t + kMergeStages - 1);
-    };
-    if constexpr (std::is_same_v<T, float>) {
-      start_next();
-      add_float_tokens(sums, one_hot, tile + half * kMergeHalfBytes, tile + numbers_of_half);
+  // The next tile's assignments.
+  __device__ __forceinline__ void start_numbers(int t) {
+    if (t >= num_tiles_ || threadIdx.x >= num_anchors_ * kNumberChunks) return;
+    unsigned char* const to = numbers_of(t) + threadIdx.x * kVectorBytes;
+    const int first = number_token_, end = first + kNumbers;
+    const bool whole = first >= first_token_ && end <= end_token_, none = end <= first_token_ || first >= end_token_;
+    if (whole || none) {
+      copy_async(shared_address(to), numbers_, whole);
     } else {
-      add_tokens<T>(sums, one_hot, tile + half * kMergeHalfBytes, tile + numbers_of_half, start_next);
+      // Another segment shares the vector; it may have fewer anchor frames, and what they lack is not written.
+#pragma unroll 1
+      for (int e = 0; e < kNumbers; ++e) {
+        reinterpret_cast<uint16_t*>(to)[e] =
+            first + e >= first_token_ && first + e < end_token_ ? numbers_[e] : kNoNumber;
+      }
+    }
+    numbers_ += kMergeRows;
+    number_token_ += kMergeRows;
+  }
+  __device__ __forceinline__ unsigned char* numbers_of(int t) const {
+    return shared_ + Layout::kNumbersAt + t % Layout::kNumberSlots * Layout::kSlotBytes;
+  }
+  __device__ __forceinline__ unsigned char* one_hot_of(int t) const {
+    return shared_ + Layout::kOneHotAt + t % 2 * kOneHotBytes;
+  }
+
+  // Also clears the one-hot matrices. A barrier has to follow.
+  __device__ __forceinline__ void list_centers() const {
+    if (threadIdx.x < num_centers_) {
+      const int c = first_center_ + threadIdx.x;
+      const Center center = work_.centers.list[c];
+      state_.centers[threadIdx.x] = {center.row, center.output_row,
+                                     merge_weights(static_cast<int64_t>(work_.centers.counts[c]), work_.merge_floor)};
+      if (threadIdx.x == 0 || center.number == 0) {
+        state_.anchor_centers[center.anchor - first_anchor_] = static_cast<int>(threadIdx.x) - center.number;
+      }
+    }
+    for (int i = threadIdx.x; i < 2 * kOneHotBytes / kVectorBytes; i += kMergeThreads) {
+      reinterpret_cast<uint4*>(one_hot_of(0))[i] = uint4{};
     }
   }
-  wait_copies<0>();
-  __syncthreads();
+  // Makes the one-hot matrix of a tile out of that of the last but one. Its assignments must be there.
+  __device__ __forceinline__ void make_one_hot(int t) const {
+    unsigned char* const one_hot = one_hot_of(t);
+    for (int i = threadIdx.x; i < num_anchors_ * kMergeRows; i += kMergeThreads) {
+      const int first = state_.anchor_centers[i / kMergeRows], token = i % kMergeRows;
+      const auto set = [&](int tile, uint16_t value) {
+        const int center = first + reinterpret_cast<const uint16_t*>(numbers_of(tile))[i];
+        if (center < 0 || center >= num_centers_) return;
+        *reinterpret_cast<uint16_t*>(one_hot + tile_offset(center, token / 8) + token % 8 * sizeof(uint16_t)) = value;
+      };
+      if (t >= 2) set(t - 2, 0);
+      set(t, kOne);
+    }
+  }
 
-  float* const mine = reinterpret_cast<float*>(tiles) + (kWide ? half * kColumns * 8 : 0) + lane % 4 * 2;
-  const auto leave_sums = [&](bool add) {
+  // Sums the tokens that the centres get, 8 * kColumns at most; a barrier has to follow. A thread's sums are of a
+  // channel and the eighth behind it, and of two centres in eight.
+  template <int kColumns>
+  __device__ __forceinline__ void add_tiles() {
+    // Of float32 a slice has half as many channels, so that two warps share the centres of one.
+    constexpr int kShares = sizeof(T) / sizeof(uint16_t), kOwnColumns = kColumns / kShares;
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp % 4, slice = threadIdx.x / kWarpgroup;
+    const int channels = warp / kShares * 16, first_center = warp % kShares * kOwnColumns * 8;
+    float sums[kOwnColumns][4] = {};
+    wait_copies<kAhead - 1>();
+    __syncthreads();
+    if (num_tiles_ > 0) make_one_hot(0);
+    for (int t = 0; t < num_tiles_; ++t) {
+      wait_copies<kAhead - 1>();
+      publish_copies();  // and the one-hot matrix
+      __syncthreads();
+      const unsigned char* const tokens = shared_ + t % kStages * kMergeTileBytes + slice * kMergeSliceBytes;
+      const auto meanwhile = [&] {
+        start_tokens(t + kAhead);
+        start_numbers(t + kAhead + 1);
+        commit_copies();
+        if (t + 1 < num_tiles_) make_one_hot(t + 1);
+      };
+      if constexpr (std::is_same_v<T, float>) {
+        meanwhile();
+        add_floats(sums, tokens, one_hot_of(t), channels, first_center);
+      } else {
+        begin_products<T>();
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
+        for (int step = 0; step < kMergeRows / 16; ++step) {
+          multiply_channels<T>(sums, shared_address(tokens), shared_address(one_hot_of(t)), step);
+        }
+        commit_products<T>();
+        meanwhile();
+        wait_products<T>();
+      }
+    }
+    wait_copies<0>();
+    __syncthreads();
+    float* const mine = reinterpret_cast<float*>(shared_) + (first_center + lane % 4 * 2) * Layout::kSumPitch +
+                        slice * kSliceChannels<T> + channels + lane / 4;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float* const row = mine + (g * kWarpgroupRows + i * 8 + first_row) * Tile::kSumPitch;
+    for (int c = 0; c < kOwnColumns; ++c) {
 #pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          float2* const at = reinterpret_cast<float2*>(row + column * 8);
-          const float2 before = add ? *at : make_float2(0.0f, 0.0f);
-          *at = make_float2(before.x + sums[g][column][i * 2], before.y + sums[g][column][i * 2 + 1]);
+      for (int i = 0; i < 4; ++i) mine[(c * 8 + i % 2) * Layout::kSumPitch + i / 2 * 8] = sums[c][i];
+    }
+  }
+  // float32 tokens go in as the sum of two tf32 values, 22 bits together; ones are exact.
+  template <int kColumns>
+  __device__ __forceinline__ void add_floats(float (&sums)[kColumns][4], const unsigned char* tokens,
+                                             const unsigned char* one_hot, int channels, int first_center) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll 2
+    for (int k = 0; k < kMergeRows; k += 8) {
+      uint32_t high[4], low[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = channels + i % 2 * 8 + lane / 4;
+        const uint32_t at = tile_offset(k + i / 2 * 4 + lane % 4, channel / 4) + channel % 4 * sizeof(float);
+        split_tf32(*reinterpret_cast<const uint32_t*>(tokens + at), high[i], low[i]);
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        uint32_t ones[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint32_t at =
+              tile_offset(first_center + c * 8 + lane / 4, k / 8) + (i * 4 + lane % 4) * sizeof(uint16_t);
+          ones[i] = static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(one_hot + at)) << 16;
+        }
+        multiply_tf32(sums[c], low, ones[0], ones[1]);
+        multiply_tf32(sums[c], high, ones[0], ones[1]);
+      }
+    }
+  }
+
+  // Writes the merged rows from the sums that add_tiles leaves; a barrier.
+  __device__ __forceinline__ void write_rows() const {
+    constexpr int kSize = Vector<T>::kSize;
+    const int end = channel_ < work_.tokens.channels ? num_centers_ : 0;
+    const auto own_of = [&](int c) {
+      const int row = c < end ? state_.centers[c].row : -1;
+      return row >= 0 ? *reinterpret_cast<const Vector<T>*>(work_.tokens.row(row) + channel_) : Vector<T>{};
+    };
+    int c = copy_row_;
+    Vector<T> own = own_of(c), next = own_of(c + kCopyStep);
+    __syncthreads();
+#pragma unroll 1
+    for (; c < end; c += kCopyStep) {
+      const Vector<T> after = own_of(c + 2 * kCopyStep);
+      const MergeWeights weights = state_.centers[c].weights;
+      const float* const sums = reinterpret_cast<const float*>(shared_) + c * Layout::kSumPitch + chunk_ * kSize;
+      Vector<T> merged;
+#pragma unroll
+      for (int q = 0; q < kSize / 4; ++q) {
+        const float4 sum = reinterpret_cast<const float4*>(sums)[q];
+        const float parts[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], weights));
         }
       }
+      write_vector(work_.output.row(state_.centers[c].output_row), work_.output.channels, channel_, merged);
+      own = next;
+      next = after;
     }
-  };
-  if (kWide || half == 0) leave_sums(false);
-  if (!kWide) {  // the other half of the tokens
-    __syncthreads();
-    if (half == 1) leave_sums(true);
   }
-}
 
-// Writes the merged rows of an item's centres for one tile of channels, from the sums that sum_item leaves; a barrier.
-template <typename T, bool kWide>
-__device__ __forceinline__ void write_item(const Tokens<T>& tokens, const Output<T>& output, int num_centers,
-                                           int channel_tile, const MergeCenter* item_centers,
-                                           const unsigned char* tiles) {
-  using Tile = MergeTile<kWide>;
-  constexpr int kSize = Vector<T>::kSize, kStep = kMergeThreads / Tile::kChunks;
-  const int chunk = threadIdx.x % Tile::kChunks, channel = (channel_tile * Tile::kChunks + chunk) * kSize;
-  const int end = channel < tokens.channels ? num_centers : 0;
-  const auto own_of = [&](int c) {
-    const int row = c < end ? item_centers[c].row : -1;
-    return row >= 0 ? *reinterpret_cast<const Vector<T>*>(tokens.row(row) + channel) : Vector<T>{};
-  };
-  int c = threadIdx.x / Tile::kChunks;
-  Vector<T> own = own_of(c), next = own_of(c + kStep);
-  __syncthreads();
-#pragma unroll 1
-  for (; c < end; c += kStep) {
-    const Vector<T> after = own_of(c + 2 * kStep);
-    const MergeWeights weights = item_centers[c].weights;
-    const float* const sums = reinterpret_cast<const float*>(tiles) + c * Tile::kSumPitch + chunk * kSize;
-    Vector<T> merged;
-#pragma unroll
-    for (int q = 0; q < kSize / 4; ++q) {
-      const float4 sum = reinterpret_cast<const float4*>(sums)[q];
-      const float parts[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        merged.at[q * 4 + e] = from_float<T>(merged_value(to_float(own.at[q * 4 + e]), parts[e], weights));
-      }
-    }
-    write_vector(output.row(item_centers[c].output_row), output.channels, channel, merged);
-    own = next;
-    next = after;
-  }
-}
+  const MergeWork<T>& work_;
+  unsigned char* const shared_;
+  MergeState& state_;
+  const int channel_tiles_ = ceil_div(work_.tokens.row_bytes(), 2 * kTileRowBytes);
+  const int chunk_ = threadIdx.x % kMergeChunks, copy_row_ = threadIdx.x / kMergeChunks;
+  int first_center_, num_centers_, first_anchor_, num_anchors_, first_token_, end_token_, num_tiles_;
+  int channel_;  // of the thread's vectors
+  // Of the next tile.
+  const T* source_;
+  int token_, number_token_;
+  const uint16_t* numbers_;
+};
 
 }  // namespace fastvid

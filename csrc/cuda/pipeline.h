@@ -164,9 +164,7 @@ cudaError_t density_peaks_floats(int frames, int per_frame, int expected, int64_
 cudaError_t launch_density_peaks(const DensityPeaks& peaks, float* workspace, cudaStream_t stream);
 
 // ---- scatter_merge.cu
-// Numbers of centres are stored so that, read as bfloat16 or float16, they are distinct normal values: tensor-core
-// operands come from comparing them as such. A token that does not merge has a NaN, which equals none.
-constexpr uint16_t kFirstNumber = 0x0400, kNoNumber = 0xffff;
+constexpr uint16_t kNoNumber = 0xffff;  // past that of any centre: the token does not merge
 
 struct Assignments {
   uint16_t* table;  // (at most kMergeAnchors, pitch): per anchor frame of a segment, the number of each row's centre

@@ -11,61 +11,28 @@ namespace {
 
 constexpr int kPlanThreads = 256;
 constexpr int kMergeBlocksPerMultiprocessor = 2;
-constexpr int kStaticSharedBytes = 12 * 1024;  // at most, of the kernels below
+constexpr int kStaticSharedBytes = sizeof(AssignState<kManyCenters>);  // at most, of the kernels below
 
-// The centre of every token of a frame, per anchor frame of its segment; counts tokens per centre. Writes the rows that
-// prune keeps as they are on their way.
-// Grid: (cluster, parts of a frame, frames); the blocks of a cluster share the channels. Memory: reads all tokens once
-// per kCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: L2 bandwidth.
+// The centre of every token, per anchor frame of its segment; counts tokens per centre. Writes the rows that prune
+// keeps as they are on their way. Grid: clusters that take parts of frames in turn; the blocks of a cluster share the
+// channels. Memory: reads all tokens once per kCenters centres of a segment, and the centres once per part of a frame,
+// out of L2. Limit: L2 bandwidth.
 template <typename T, int kCenters>
-__global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(
-    const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
-    const __grid_constant__ Centers centers, const __grid_constant__ Candidates candidates,
-    const __grid_constant__ Assignments assignments, const __grid_constant__ Output<T> output, bool merge_centers,
-    int pass, int first_frame, const AssignTile tile) {
-  extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  // Last frames first: of what was read before, they are in L2.
-  const int frame = first_frame + gridDim.z - 1 - blockIdx.z;
-  assign_part<T, kCenters>(tokens, plan, centers, candidates, assignments, output, merge_centers, pass, frame,
-                           blockIdx.y, gridDim.y, tile, shared);
+__global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(const __grid_constant__ AssignWork<T> work) {
+  extern __shared__ __align__(kTileAlignment) unsigned char stages[];
+  __shared__ AssignState<kCenters> state;
+  AssignBlock<T, kCenters>(work, stages, state).run();
 }
 
 // Merged rows of all centres.
 // Grid: persistent; blocks draw tickets for item x channel tile. Memory: each tile of channels of a segment is read
 // once per kMergeCenters centres; the result is written once. Limit: memory bandwidth.
-template <typename T, bool kWide>
+template <typename T, int kStages>
 __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void merge_kernel(
-    const __grid_constant__ Tokens<T> tokens, const __grid_constant__ FramePlan plan,
-    const __grid_constant__ Centers centers, const __grid_constant__ Assignments assignments,
-    const __grid_constant__ Output<T> output, float merge_floor, int pass) {
+    const __grid_constant__ MergeWork<T> work) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  __shared__ int drawn;
-  __shared__ MergeCenter item_centers[kMergeCenters];
-  const int channel_tiles = ceil_div(tokens.row_bytes(), MergeTile<kWide>::kRowBytes);
-  // The plan is older than the predecessor, which leaves the assignments: sum_item waits for those, once an item, at no
-  // cost where they are there.
-  const int units = plan.totals->items * channel_tiles;
-  // The first ticket is the block's own number, which saves the way to memory.
-  for (int unit = blockIdx.x; unit < units;) {
-    int next = 0;  // is on its way while the unit is at work
-    if (threadIdx.x == 0) next = gridDim.x + atomicAdd(plan.tickets + pass, 1);
-    int num_centers = 0;  // 0: no item of this pass
-    const int channel_tile = unit % channel_tiles;
-    if (const MergeItem item = plan.items[unit / channel_tiles]; item.pass == pass) {
-      num_centers = item.end_center - item.first_center;
-      if (num_centers <= kWarpgroupRows) {
-        sum_item<T, kWide, 1>(tokens, centers, assignments, merge_floor, item, channel_tile, item_centers, shared);
-      } else {
-        sum_item<T, kWide, 2>(tokens, centers, assignments, merge_floor, item, channel_tile, item_centers, shared);
-      }
-    }
-    wait_for_predecessor();  // for others to start, where there was no item to wait for
-    if (threadIdx.x == 0) drawn = next;
-    write_item<T, kWide>(tokens, output, num_centers, channel_tile, item_centers, shared);
-    unit = drawn;
-    __syncthreads();  // all have read the ticket, and the sums, which lie where the next tiles will
-  }
-  wait_for_predecessor();
+  __shared__ MergeState state;
+  MergeBlock<T, kStages>(work, shared, state).run();
 }
 
 // The plan of the op scatter_merge. Grid: over the frames, and a warp a centre for its norm; reads the centres once.
@@ -129,19 +96,15 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   };
   const auto launch_tile = [&](auto most, const AssignTile& tile) {
     constexpr auto kKernel = assign_kernel<T, most()>;
+    const int units = tokens.frames * parts;
     const size_t shared_bytes = assign_stages(most()) * tile.bytes();
     const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
     int cluster;
-    FASTVID_RETURN_IF_FAILED(
-        choose_cluster<kKernel>(tokens.frames * parts, kAssignThreads, shared_bytes, cost, cluster));
-    constexpr int kMostFrames = 65535;  // along z
-    for (int first = 0; first < tokens.frames; first += kMostFrames) {
-      const dim3 grid(cluster, parts, std::min(kMostFrames, tokens.frames - first));
-      FASTVID_RETURN_IF_FAILED(launch<kKernel>({grid, kAssignThreads, shared_bytes, cluster, stream}, tokens, plan,
-                                               centers, candidates, assignments, output, merge_centers, pass, first,
-                                               tile));
-    }
-    return cudaSuccess;
+    FASTVID_RETURN_IF_FAILED(choose_cluster<kKernel>(units, kAssignThreads, shared_bytes, cost, cluster));
+    const int64_t clusters = std::min<int64_t>(units, resident_clusters(limits, 1, cluster));
+    return launch<kKernel>(
+        {dim3(clusters * cluster), kAssignThreads, shared_bytes, cluster, stream},
+        AssignWork<T>{tokens, plan, centers, candidates, assignments, output, merge_centers, pass, parts, tile});
   };
   AssignTile tile = part_tile(kFewCenters);
   const auto fits = [&](int most) { return assign_stages(most) * tile.bytes() <= available; };
@@ -177,19 +140,18 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
                          int max_items, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int blocks = limits.multiprocessors * kMergeBlocksPerMultiprocessor;
-  const auto launch_tiles = [&](auto wide) {
-    using Tile = MergeTile<wide()>;
-    const int64_t units = static_cast<int64_t>(max_items) * ceil_div(tokens.row_bytes(), Tile::kRowBytes);
-    const dim3 grid(static_cast<unsigned>(std::min<int64_t>(units, blocks)));
-    return launch<merge_kernel<T, wide()>>({grid, kMergeThreads, kMergeStages * Tile::kBytes, 1, stream}, tokens, plan,
-                                           centers, assignments, output, merge_floor, pass);
+  const int64_t units = static_cast<int64_t>(max_items) * ceil_div(tokens.row_bytes(), 2 * kTileRowBytes);
+  const int64_t blocks = std::min<int64_t>(units, limits.multiprocessors * kMergeBlocksPerMultiprocessor);
+  const MergeWork<T> work{tokens, plan, centers, assignments, output, merge_floor, pass};
+  const auto launch_stages = [&](auto stages) {
+    constexpr int kBytes = MergeLayout<stages()>::kBytes;
+    return launch<merge_kernel<T, stages()>>({dim3(static_cast<unsigned>(blocks)), kMergeThreads, kBytes, 1, stream},
+                                             work);
   };
-  // Few units, of very different lengths, end sooner where there are more of them. Short ones are not worth it.
-  const int segments = plan.estimate.segments;
-  const bool few = segments * ceil_div(tokens.row_bytes(), MergeTile<true>::kRowBytes) <= 2 * blocks;
-  const bool large = tokens.frames * tokens.per_frame / segments >= 9 * kMergeHalfRows;
-  return few && large ? launch_tiles(std::false_type{}) : launch_tiles(std::true_type{});
+  constexpr int kManyBytes = MergeLayout<kManyMergeStages>::kBytes + sizeof(MergeState);
+  const bool many = kManyBytes <= limits.shared_bytes / kMergeBlocksPerMultiprocessor;
+  return many ? launch_stages(std::integral_constant<int, kManyMergeStages>{})
+              : launch_stages(std::integral_constant<int, kFewMergeStages>{});
 }
 
 #define FASTVID_INSTANTIATE(T)                                                                              \

@@ -50,11 +50,12 @@ struct TileDescriptor {
 #define FASTVID_SUMS64(s, c) FASTVID_SUMS32(s, c), FASTVID_SUMS32(s, c + 8)
 #define FASTVID_REGISTERS4 "%0,%1,%2,%3"
 #define FASTVID_REGISTERS8 FASTVID_REGISTERS4 ",%4,%5,%6,%7"
-#define FASTVID_REGISTERS32 \
-  FASTVID_REGISTERS8 ",%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FASTVID_REGISTERS16 FASTVID_REGISTERS8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define FASTVID_REGISTERS32 FASTVID_REGISTERS16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define FASTVID_REGISTERS36 FASTVID_REGISTERS32 ",%32,%33,%34,%35"
 #define FASTVID_REGISTERS40 FASTVID_REGISTERS36 ",%36,%37,%38,%39"
-#define FASTVID_REGISTERS52 FASTVID_REGISTERS40 ",%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51"
+#define FASTVID_REGISTERS48 FASTVID_REGISTERS40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define FASTVID_REGISTERS52 FASTVID_REGISTERS48 ",%48,%49,%50,%51"
 #define FASTVID_REGISTERS64 FASTVID_REGISTERS52 ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define FASTVID_REGISTERS68 FASTVID_REGISTERS64 ",%64,%65,%66,%67"
 #define FASTVID_REGISTERS72 FASTVID_REGISTERS68 ",%68,%69,%70,%71"
@@ -65,9 +66,9 @@ struct TileDescriptor {
 #define FASTVID_REGISTERS100 FASTVID_REGISTERS96 ",%96,%97,%98,%99"
 
 /* 64 rows of tile a times `columns` rows of tile b, into `sums`; %A and %B name the tiles, %P a one. */
-#define FASTVID_WGMMA_TILES(T, type, depth, flags, columns, registers, A, B, P, ...)                               \
+#define FASTVID_WGMMA_TILES(name, T, type, depth, flags, columns, registers, A, B, P, ...)                         \
   template <int kColumns>                                                                                          \
-  __device__ __forceinline__ void wgmma##columns(float (&s)[kColumns][4], uint64_t a, uint64_t b, T) {             \
+  __device__ __forceinline__ void name##columns(float (&s)[kColumns][4], uint64_t a, uint64_t b, T) {              \
     asm volatile("{.reg .pred p; setp.ne.b32 p, %" #P                                                              \
                  ", 0;"                                                                                            \
                  "wgmma.mma_async.sync.aligned.m64n" #columns depth ".f32." type "." type " {" registers "}, %" #A \
@@ -75,47 +76,46 @@ struct TileDescriptor {
                  : __VA_ARGS__                                                                                     \
                  : "l"(a), "l"(b), "r"(1));                                                                        \
   }
-#define FASTVID_WGMMA_OPS(T, ...)                                                                                     \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))                            \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 16, FASTVID_REGISTERS8, 8, 9, 10, FASTVID_SUMS8(s, 0))                          \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0), FASTVID_SUMS4(s, 8)) \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 80, FASTVID_REGISTERS40, 40, 41, 42, FASTVID_SUMS32(s, 0), FASTVID_SUMS8(s, 8)) \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0),                     \
-                      FASTVID_SUMS16(s, 8), FASTVID_SUMS4(s, 12))                                                     \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS64(s, 0))                     \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 136, FASTVID_REGISTERS68, 68, 69, 70, FASTVID_SUMS64(s, 0),                     \
-                      FASTVID_SUMS4(s, 16))                                                                           \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 144, FASTVID_REGISTERS72, 72, 73, 74, FASTVID_SUMS64(s, 0),                     \
-                      FASTVID_SUMS8(s, 16))                                                                           \
-  FASTVID_WGMMA_TILES(T, __VA_ARGS__, 200, FASTVID_REGISTERS100, 100, 101, 102, FASTVID_SUMS64(s, 0),                 \
+#define FASTVID_WGMMA_OPS(...)                                                                            \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 8, FASTVID_REGISTERS4, 4, 5, 6, FASTVID_SUMS4(s, 0))            \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 16, FASTVID_REGISTERS8, 8, 9, 10, FASTVID_SUMS8(s, 0))          \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 72, FASTVID_REGISTERS36, 36, 37, 38, FASTVID_SUMS32(s, 0),      \
+                      FASTVID_SUMS4(s, 8))                                                                \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 80, FASTVID_REGISTERS40, 40, 41, 42, FASTVID_SUMS32(s, 0),      \
+                      FASTVID_SUMS8(s, 8))                                                                \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 104, FASTVID_REGISTERS52, 52, 53, 54, FASTVID_SUMS32(s, 0),     \
+                      FASTVID_SUMS16(s, 8), FASTVID_SUMS4(s, 12))                                         \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS64(s, 0))     \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 136, FASTVID_REGISTERS68, 68, 69, 70, FASTVID_SUMS64(s, 0),     \
+                      FASTVID_SUMS4(s, 16))                                                               \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 144, FASTVID_REGISTERS72, 72, 73, 74, FASTVID_SUMS64(s, 0),     \
+                      FASTVID_SUMS8(s, 16))                                                               \
+  FASTVID_WGMMA_TILES(wgmma, __VA_ARGS__, 200, FASTVID_REGISTERS100, 100, 101, 102, FASTVID_SUMS64(s, 0), \
                       FASTVID_SUMS32(s, 16), FASTVID_SUMS4(s, 24))
-/* Rows in registers times 64 channels of sixteen rows of tile b. */
-#define FASTVID_WGMMA_ROWS(T, type)                                                                       \
-  __device__ __forceinline__ void wgmma64_rows(float (&s)[8][4], const uint32_t (&a)[4], uint64_t b, T) { \
-    asm volatile(                                                                                         \
-        "{.reg .pred p; setp.ne.b32 p, %37, 0;"                                                           \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FASTVID_REGISTERS32              \
-        "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"                                                         \
-        : FASTVID_SUMS32(s, 0)                                                                            \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                    \
-  }
-/* 64 channels of sixteen rows of tile a times eight rows of tile b, into `s` or, where add is 0, as its first value. */
-#define FASTVID_WGMMA_CHANNELS(T, type)                                                                   \
-  __device__ __forceinline__ void wgmma8_channels(float (&s)[1][4], uint64_t a, uint64_t b, int add, T) { \
-    asm volatile(                                                                                         \
-        "{.reg .pred p; setp.ne.b32 p, %6, 0;"                                                            \
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type " {" FASTVID_REGISTERS4                \
-        "}, %4, %5, p, 1, 1, 1, 0;}"                                                                      \
-        : FASTVID_SUMS4(s, 0)                                                                             \
-        : "l"(a), "l"(b), "r"(add));                                                                      \
+/* Of tile a, 64 channels of sixteen rows, in place of rows. */
+#define FASTVID_WGMMA_CHANNELS(...)                                                                     \
+  FASTVID_WGMMA_TILES(channels, __VA_ARGS__, 32, FASTVID_REGISTERS16, 16, 17, 18, FASTVID_SUMS16(s, 0)) \
+  FASTVID_WGMMA_TILES(channels, __VA_ARGS__, 64, FASTVID_REGISTERS32, 32, 33, 34, FASTVID_SUMS32(s, 0)) \
+  FASTVID_WGMMA_TILES(channels, __VA_ARGS__, 96, FASTVID_REGISTERS48, 48, 49, 50, FASTVID_SUMS32(s, 0), \
+                      FASTVID_SUMS16(s, 8))                                                             \
+  FASTVID_WGMMA_TILES(channels, __VA_ARGS__, 128, FASTVID_REGISTERS64, 64, 65, 66, FASTVID_SUMS64(s, 0))
+/* The same with eight rows of tile b, into `s` or, where add is 0, as its first value. */
+#define FASTVID_WGMMA_FEW_CHANNELS(T, type)                                                         \
+  __device__ __forceinline__ void channels8(float (&s)[1][4], uint64_t a, uint64_t b, int add, T) { \
+    asm volatile(                                                                                   \
+        "{.reg .pred p; setp.ne.b32 p, %6, 0;"                                                      \
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type " {" FASTVID_REGISTERS4          \
+        "}, %4, %5, p, 1, 1, 1, 0;}"                                                                \
+        : FASTVID_SUMS4(s, 0)                                                                       \
+        : "l"(a), "l"(b), "r"(add));                                                                \
   }
 FASTVID_WGMMA_OPS(__nv_bfloat16, "bf16", "k16", "1, 1, 0, 0")
 FASTVID_WGMMA_OPS(__half, "f16", "k16", "1, 1, 0, 0")
 FASTVID_WGMMA_OPS(Tf32, "tf32", "k8", "1, 1")
-FASTVID_WGMMA_ROWS(__nv_bfloat16, "bf16")
-FASTVID_WGMMA_ROWS(__half, "f16")
-FASTVID_WGMMA_CHANNELS(__nv_bfloat16, "bf16")
-FASTVID_WGMMA_CHANNELS(__half, "f16")
+FASTVID_WGMMA_CHANNELS(__nv_bfloat16, "bf16", "k16", "1, 1, 1, 0")
+FASTVID_WGMMA_CHANNELS(__half, "f16", "k16", "1, 1, 1, 0")
+FASTVID_WGMMA_FEW_CHANNELS(__nv_bfloat16, "bf16")
+FASTVID_WGMMA_FEW_CHANNELS(__half, "f16")
 
 template <typename T, int kColumns, int kSums>
 __device__ __forceinline__ void multiply_tiles(float (&sums)[kSums][4], uint64_t a, uint64_t b) {
@@ -157,6 +157,12 @@ __device__ __forceinline__ void wait_products() {
 }
 
 constexpr int kSliceSteps = kTileRowBytes / kStepBytes;
+
+// The left operand from sixteen channels a warp of the sixteen tokens from row `row` of a tile.
+__device__ __forceinline__ void load_channels(uint32_t (&channels)[4], uint32_t tile, int row) {
+  const int lane = threadIdx.x % kWarp, chunk = threadIdx.x / kWarp % 4 * 2 + lane / 8 % 2;
+  load_matrices_transposed(channels, tile + tile_offset(row + lane / 16 * 8 + lane % 8, chunk));
+}
 
 // Adds to the first kColumns of sums the products of the warpgroup's 64 rows, from address a, with 8 * kColumns rows
 // from address b, over one step of a slice of both. Between begin_products and commit_products, by all warps of the
@@ -261,22 +267,27 @@ __device__ __forceinline__ void multiply_slices_by_parts(int slices, WaitFor&& w
   wait_products<Tf32>();
 }
 
-// Adds to sums the product of sixteen columns that the warpgroup's 64 rows have in registers, sixteen rows a warp, with
-// the first 64 channels of the sixteen tokens from row `row` of the tile at address `tokens`. Between begin_products
-// and wait_products; until then the registers must stay as they are.
-template <typename T>
-__device__ __forceinline__ void multiply_transposed(float (&sums)[8][4], const uint32_t (&rows)[4], uint32_t tokens,
-                                                    int row, T) {
+// Adds to sums the products of 64 channels, sixteen a warp, of the sixteen tokens from row 16 * `step` of the tile at
+// address `tokens`, with 8 * kColumns rows from address b, over as deep a step. Between begin_products and
+// commit_products.
+template <typename T, int kColumns>
+__device__ __forceinline__ void multiply_channels(float (&sums)[kColumns][4], uint32_t tokens, uint32_t b, int step) {
 #ifdef FASTVID_WGMMA
-  wgmma64_rows(sums, rows, TileDescriptor(tokens).at(row * kTileRowBytes), T{});
+  const uint64_t channels = TileDescriptor(tokens).at(step * 16 * kTileRowBytes);
+  const uint64_t rows = TileDescriptor(b).at(step * kStepBytes);
+  if constexpr (kColumns == 4) channels32(sums, channels, rows, T{});
+  if constexpr (kColumns == 8) channels64(sums, channels, rows, T{});
+  if constexpr (kColumns == 12) channels96(sums, channels, rows, T{});
+  if constexpr (kColumns == 16) channels128(sums, channels, rows, T{});
 #else
-  const int lane = threadIdx.x % kWarp;
+  uint32_t channels[4];
+  load_channels(channels, tokens, step * 16);
 #pragma unroll
-  for (int c = 0; c < 8; c += 2) {
+  for (int c = 0; c < kColumns; c += 2) {
     uint32_t columns[4];
-    load_matrices_transposed(columns, tokens + tile_offset(row + lane % 16, c + lane / 16));
-    multiply(sums[c], rows, columns[0], columns[1], T{});
-    multiply(sums[c + 1], rows, columns[2], columns[3], T{});
+    load_columns(columns, b + c * 8 * kTileRowBytes, step);
+    multiply(sums[c], channels, columns[0], columns[1], T{});
+    multiply(sums[c + 1], channels, columns[2], columns[3], T{});
   }
 #endif
 }
@@ -301,17 +312,16 @@ __device__ __forceinline__ void sum_rows(RowSums& sums, uint32_t tile, uint32_t 
   const TileDescriptor rows(tile), columns(ones);
 #pragma unroll
   for (int row = 0; row < kRows; row += 16) {
-    wgmma8_channels(sums.parts[row / 16 % RowSums::kParts], rows.at(row * kTileRowBytes), columns.at(0),
-                    row / 16 >= RowSums::kParts, T{});
+    channels8(sums.parts[row / 16 % RowSums::kParts], rows.at(row * kTileRowBytes), columns.at(0),
+              row / 16 >= RowSums::kParts, T{});
   }
 #else
-  const int lane = threadIdx.x % kWarp, chunk = threadIdx.x / kWarp % 4 * 2 + lane / 8 % 2;
   uint32_t one;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(one) : "r"(ones));
 #pragma unroll
   for (int row = 0; row < kRows; row += 16) {
     uint32_t channels[4];
-    load_matrices_transposed(channels, tile + tile_offset(row + lane / 16 * 8 + lane % 8, chunk));
+    load_channels(channels, tile, row);
     float (&part)[4] = sums.parts[row / 16 % RowSums::kParts][0];
     if (row / 16 < RowSums::kParts) part[0] = part[1] = part[2] = part[3] = 0.0f;
     multiply(part, channels, one, one, T{});
