@@ -55,10 +55,11 @@ struct MergeWork {
 struct MergeState {
   MergeCenter centers[kMergeCenters];     // of the unit at hand
   int anchor_centers[kMergeItemAnchors];  // where the first centre of each anchor frame would be among them
-  int drawn;                              // the block's next unit
+  int drawn;                              // the cluster's next unit
 };
 
-// One block of merge_kernel. What it works on at a time is a unit: the centres of an item, and a tile of channels.
+// One block of merge_kernel. What its cluster works on at a time is a unit: the centres of an item, and a tile of
+// channels. The blocks of the cluster share the tokens, and then the centres whose rows they write.
 template <typename T, int kStages>
 class MergeBlock {
  public:
@@ -68,13 +69,15 @@ class MergeBlock {
       : work_(work), shared_(shared), state_(state) {}
 
   __device__ __forceinline__ void run() {
+    cluster_sync();  // all blocks have started, so that others may write to them
     // The plan is older than the predecessor, which leaves the assignments: these are waited for once a unit, at no
     // cost where they are there.
     const int units = work_.plan.totals->items * channel_tiles_;
-    // The first ticket is the block's own number, which saves the way to memory.
-    for (int unit = blockIdx.x; unit < units;) {
+    // The first ticket is the cluster's own number, which saves the way to memory.
+    const bool draws = rank_ == 0 && threadIdx.x == 0;
+    for (int unit = blockIdx.x / ranks_; unit < units;) {
       int next = 0;  // is on its way while the unit is at work
-      if (threadIdx.x == 0) next = gridDim.x + atomicAdd(work_.plan.tickets + work_.pass, 1);
+      if (draws) next = gridDim.x / ranks_ + atomicAdd(work_.plan.tickets + work_.pass, 1);
       begin(work_.plan.items[unit / channel_tiles_], unit % channel_tiles_);
       for (int t = 0; t < kAhead; ++t) start_tokens(t);
       wait_for_predecessor();
@@ -93,10 +96,10 @@ class MergeBlock {
       } else {
         add_tiles<16>();
       }
-      if (threadIdx.x == 0) state_.drawn = next;
+      for (int rank = 0; draws && rank < ranks_; ++rank) *at_rank(&state_.drawn, rank) = next;
       write_rows();
       unit = state_.drawn;
-      __syncthreads();  // all have read the ticket, and the sums, which lie where the next tiles will
+      cluster_sync();  // all have read the ticket, and the sums, which lie where the next tiles will
     }
     wait_for_predecessor();
   }
@@ -120,8 +123,10 @@ class MergeBlock {
     first_token_ = item.first_frame * tokens.per_frame;
     end_token_ = item.end_frame * tokens.per_frame;
     // Tiles start so that assignments are whole vectors; tokens of other segments count as zeros.
-    const int start = first_token_ / kNumbers * kNumbers;
-    num_tiles_ = taken ? ceil_div(end_token_ - start, kMergeRows) : 0;
+    int start = first_token_ / kNumbers * kNumbers;
+    const int tiles = taken ? ceil_div(end_token_ - start, kMergeRows) : 0, first_tile = tiles * rank_ / ranks_;
+    num_tiles_ = tiles * (rank_ + 1) / ranks_ - first_tile;
+    start += first_tile * kMergeRows;
     channel_ = (channel_tile * kMergeChunks + chunk_) * Vector<T>::kSize;
     token_ = start + copy_row_;
     source_ = tokens.row(token_) + channel_;
@@ -277,7 +282,7 @@ class MergeBlock {
     }
   }
 
-  // Writes the merged rows from the sums that add_tiles leaves; a barrier.
+  // Writes the merged rows from the sums that add_tiles leaves; a barrier of the cluster.
   __device__ __forceinline__ void write_rows() const {
     constexpr int kSize = Vector<T>::kSize;
     const int end = channel_ < work_.tokens.channels ? num_centers_ : 0;
@@ -285,18 +290,20 @@ class MergeBlock {
       const int row = c < end ? state_.centers[c].row : -1;
       return row >= 0 ? *reinterpret_cast<const Vector<T>*>(work_.tokens.row(row) + channel_) : Vector<T>{};
     };
-    int c = copy_row_;
-    Vector<T> own = own_of(c), next = own_of(c + kCopyStep);
-    __syncthreads();
+    const int step = kCopyStep * ranks_;
+    int c = rank_ * kCopyStep + copy_row_;
+    Vector<T> own = own_of(c), next = own_of(c + step);
+    cluster_sync();
 #pragma unroll 1
-    for (; c < end; c += kCopyStep) {
-      const Vector<T> after = own_of(c + 2 * kCopyStep);
+    for (; c < end; c += step) {
+      const Vector<T> after = own_of(c + 2 * step);
       const MergeWeights weights = state_.centers[c].weights;
       const float* const sums = reinterpret_cast<const float*>(shared_) + c * Layout::kSumPitch + chunk_ * kSize;
       Vector<T> merged;
 #pragma unroll
       for (int q = 0; q < kSize / 4; ++q) {
-        const float4 sum = reinterpret_cast<const float4*>(sums)[q];
+        const float4* const at = reinterpret_cast<const float4*>(sums) + q;
+        const float4 sum = ranks_ > 1 ? cluster_total(at, ranks_) : *at;
         const float parts[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
@@ -312,6 +319,7 @@ class MergeBlock {
   const MergeWork<T>& work_;
   unsigned char* const shared_;
   MergeState& state_;
+  const int ranks_ = cluster_size(), rank_ = cluster_rank();
   const int channel_tiles_ = ceil_div(work_.tokens.row_bytes(), 2 * kTileRowBytes);
   const int chunk_ = threadIdx.x % kMergeChunks, copy_row_ = threadIdx.x / kMergeChunks;
   int first_center_, num_centers_, first_anchor_, num_anchors_, first_token_, end_token_, num_tiles_;

@@ -25,8 +25,8 @@ __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(const __grid_
 }
 
 // Merged rows of all centres.
-// Grid: persistent; blocks draw tickets for item x channel tile. Memory: each tile of channels of a segment is read
-// once per kMergeCenters centres; the result is written once. Limit: memory bandwidth.
+// Grid: persistent; clusters draw tickets for item x channel tile. Memory: each tile of channels of a segment is read
+// once per kMergeCenters centres; the result is written once. Limit: memory bandwidth; for one long segment, latency.
 template <typename T, int kStages>
 __global__ __launch_bounds__(kMergeThreads, kMergeBlocksPerMultiprocessor) void merge_kernel(
     const __grid_constant__ MergeWork<T> work) {
@@ -140,13 +140,24 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
                          int max_items, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int64_t units = static_cast<int64_t>(max_items) * ceil_div(tokens.row_bytes(), 2 * kTileRowBytes);
-  const int64_t blocks = std::min<int64_t>(units, limits.multiprocessors * kMergeBlocksPerMultiprocessor);
+  const int channel_tiles = ceil_div(tokens.row_bytes(), 2 * kTileRowBytes), segments = plan.estimate.segments;
+  // Where few units are to be expected, and their segments are long, several blocks share one.
+  const int64_t expected =
+      int64_t{1} * std::max(segments, ceil_div(plan.estimate.centers, kMergeCenters)) * channel_tiles;
+  const int tiles = tokens.frames * tokens.per_frame / segments / kMergeRows;
+  const auto resident = [&](int c) { return resident_clusters(limits, kMergeBlocksPerMultiprocessor, c); };
+  constexpr int kLeastTiles = 4;  // that are worth a block
+  int cluster = 1;
+  while (limits.clusters && cluster < kMaxClusterSize && expected <= resident(2 * cluster) &&
+         tiles >= kLeastTiles * 2 * cluster) {
+    cluster *= 2;
+  }
+  const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
+  const dim3 grid(static_cast<unsigned>(std::min(units, resident(cluster)) * cluster));
   const MergeWork<T> work{tokens, plan, centers, assignments, output, merge_floor, pass};
   const auto launch_stages = [&](auto stages) {
     constexpr int kBytes = MergeLayout<stages()>::kBytes;
-    return launch<merge_kernel<T, stages()>>({dim3(static_cast<unsigned>(blocks)), kMergeThreads, kBytes, 1, stream},
-                                             work);
+    return launch<merge_kernel<T, stages()>>({grid, kMergeThreads, kBytes, cluster, stream}, work);
   };
   constexpr int kManyBytes = MergeLayout<kManyMergeStages>::kBytes + sizeof(MergeState);
   const bool many = kManyBytes <= limits.shared_bytes / kMergeBlocksPerMultiprocessor;
