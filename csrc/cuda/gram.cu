@@ -172,7 +172,8 @@ class GramBlock {
     }
 
     for (int round = 0; round < kRounds; ++round) {
-      barrier_sync(Barriers::kOfAll, kGramThreads);  // nobody reads a slice any more, or sums of the round before
+      barrier_sync_anywhere(Barriers::kOfAll,
+                            kGramThreads);  // nobody reads a slice any more, or sums of the round before
       if (kRounds == 1 || round == kFirst) {
         const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4, column = lane % 4 * 2;
         for_each_block([&](auto& sums, auto m) {
@@ -226,7 +227,7 @@ class GramBlock {
       }
     }
     for (int round = 0; round < kRounds; ++round) {
-      barrier_sync(Barriers::kOfAll, kGramThreads);
+      barrier_sync_anywhere(Barriers::kOfAll, kGramThreads);
       if (round + 1 < kRounds) add_up(item, round);
     }
   }
@@ -325,7 +326,7 @@ class GramBlock {
       inboxes_[stage].wait(phases_ >> stage & 1);
       phases_ ^= 1u << stage;
     } else {
-      barrier_sync(Barriers::full(slice % kRing), kGramThreads);
+      barrier_sync_anywhere(Barriers::full(slice % kRing), kGramThreads);
     }
   }
 

@@ -242,20 +242,20 @@ template <typename WaitFor, typename WriteLow, typename Multiply, typename Meanw
 __device__ __forceinline__ void multiply_slices_by_parts(int slices, WaitFor&& wait_for, WriteLow&& write_low,
                                                          Multiply&& multiply, Meanwhile&& meanwhile) {
   wait_for(0);
-  barrier_sync(0, blockDim.x);  // of all warps, which may be in different places of a kernel's code
+  barrier_sync_anywhere(0, blockDim.x);
   write_low(0, 0);
   for (int slice = 0; slice < slices; ++slice) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       publish_copies();
-      barrier_sync(0, blockDim.x);
+      barrier_sync_anywhere(0, blockDim.x);
       begin_products<Tf32>();
       multiply(slice, half);
       commit_products<Tf32>();
       wait_products<Tf32, 1>();
       if (half == 1 && slice + 1 < slices) wait_for(slice + 1);  // its low parts come next
       // From here on nobody's products need the other half's low parts, nor the slice before this one.
-      barrier_sync(0, blockDim.x);
+      barrier_sync_anywhere(0, blockDim.x);
       if (half == 0) {
         write_low(slice, 1);
       } else if (slice + 1 < slices) {
