@@ -14,9 +14,10 @@ constexpr int kMergeBlocksPerMultiprocessor = 2;
 constexpr int kStaticSharedBytes = sizeof(AssignState<kManyCenters>);  // at most, of the kernels below
 
 // The centre of every token, per anchor frame of its segment; counts tokens per centre. Writes the rows that prune
-// keeps as they are on their way. Grid: clusters that take parts of frames in turn; the blocks of a cluster share the
-// channels. Memory: reads all tokens once per kCenters centres of a segment, and the centres once per part of a frame,
-// out of L2. Limit: L2 bandwidth.
+// keeps as they are on their way.
+// Grid: clusters that take parts of frames in turn; the blocks of a cluster share the channels. Memory: reads all
+// tokens once per kCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: memory
+// bandwidth.
 template <typename T, int kCenters>
 __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(const __grid_constant__ AssignWork<T> work) {
   extern __shared__ __align__(kTileAlignment) unsigned char stages[];
