@@ -19,7 +19,7 @@ OPS = torch.ops.fastvid
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # T, N, D and frames a scene: few and many frames, one and several tiles a side, whole and cut slices, packed rows.
 SHAPES = (((6, 49, 128), 2), ((3, 196, 384), 3), ((2, 300, 72), 1), ((9, 33, 101), 5))
-SMALL_SHAPES = (((2, 196, 256), 2), ((4, 33, 37), 2))
+SMALL_SHAPES = (((3, 196, 256), 2), ((4, 33, 37), 2))
 WRONG = ((0, 3, 1, 2), (-7, 2, 90, 1), (5, 5), (2**31 - 1, -(2**31), 0, 3))  # boundaries that only the device holds
 
 
@@ -42,6 +42,11 @@ def calls_of(tokens: torch.Tensor, ratios: tuple[float, ...]):
     thin = {"thin_threshold": 0.9, "segment_threshold": 0.8}
     for r in ratios:
         yield f"prune r={r} {name}", lambda r=r: OPS.prune(tokens, saliency, retention_ratio=r)
+        # Where one segment is expected, and is long, several blocks share a unit of merge.
+        yield (
+            f"prune, one segment, r={r} {name}",
+            lambda r=r: OPS.prune(tokens, saliency, retention_ratio=r, min_segments=1, segment_threshold=-1.0),
+        )
         yield (
             f"prune_padded, thinned, r={r} {name}",
             lambda r=r: OPS.prune_padded(tokens, saliency, None, cu_frames, retention_ratio=r, **thin),
