@@ -55,5 +55,7 @@ for i in "${!names[@]}"; do
     *) verdict="FAILED ($code)" failed=1 ;;
   esac
   echo "${names[$i]}: $verdict: $(grep -v '^$' "$out/${names[$i]}.log" | tail -n 1)" | tee -a "$out/summary.txt"
+  # How it failed, should nothing but what is printed outlive the machine.
+  [ $code = 0 ] || [ $code = 77 ] || head -n 30 "$out/${names[$i]}.log" | sed 's/^/    /' | tee -a "$out/summary.txt"
 done
 exit $failed
