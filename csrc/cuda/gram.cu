@@ -172,8 +172,8 @@ class GramBlock {
     }
 
     for (int round = 0; round < kRounds; ++round) {
-      barrier_sync_anywhere(Barriers::kOfAll,
-                            kGramThreads);  // nobody reads a slice any more, or sums of the round before
+      // Nobody reads a slice any more, or sums of the round before.
+      barrier_sync_anywhere(Barriers::kOfAll, kGramThreads);
       if (kRounds == 1 || round == kFirst) {
         const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4, column = lane % 4 * 2;
         for_each_block([&](auto& sums, auto m) {

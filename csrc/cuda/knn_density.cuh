@@ -23,8 +23,8 @@ struct FrameState {
         marks(reinterpret_cast<bool*>(keys + padded(n))) {}
 };
 
-// Lanes that work on a token together: half a row of 196 distances comes in three steps of theirs, and what a token
-// costs besides is shared by four of them a warp.
+// Lanes that work on a token together: a row of 196 distances takes them seven steps, and what a token costs besides is
+// shared by the four tokens of a warp.
 constexpr int kTokenLanes = 8, kWarpTokens = kWarp / kTokenLanes;
 
 __device__ __forceinline__ void sort_pair(float& smaller, float& larger) {

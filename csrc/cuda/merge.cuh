@@ -12,6 +12,8 @@
 namespace fastvid {
 
 constexpr int kMergeThreads = 2 * kWarpgroup;
+constexpr int kMostMergeColumns = 16;  // of eight centres, whose sums a warp holds
+static_assert(kMergeCenters == kMostMergeColumns * 8 && kMergeCenters <= kMergeThreads);  // a thread lists a centre
 constexpr int kManyMergeStages = 4, kFewMergeStages = 3;  // of tiles; few where shared memory does not hold many
 
 // What a block takes of an item at a time: as many tokens as a one-hot row of two-byte elements has room for, and two
@@ -94,7 +96,7 @@ class MergeBlock {
       } else if (num_centers_ <= 96) {
         add_tiles<12>();
       } else {
-        add_tiles<16>();
+        add_tiles<kMostMergeColumns>();
       }
       for (int rank = 0; draws && rank < ranks_; ++rank) *at_rank(&state_.drawn, rank) = next;
       write_rows();
