@@ -131,7 +131,8 @@ class AssignBlock {
       if (keeps && turn.index == 0 && is_last_of_frame(part_)) {
         fill_rest(work_.output, work_.plan.totals->rows, part_.frame, work_.tokens.frames, rank_, ranks_);
       }
-      __syncthreads();  // tiles follow where the scores are
+      __syncthreads();
+      cluster_wait();  // tiles follow where the scores are, which peers have read
       turn = next;
     }
     wait_copies<0>();
@@ -406,7 +407,8 @@ class AssignBlock {
       float4* const at = reinterpret_cast<float4*>(scores() + c * work_.tile.pitch() + own.first) + unit - c * quads;
       *at = cluster_total(at, ranks_);
     }
-    cluster_sync();  // peers have read this block's scores
+    __syncthreads();
+    cluster_arrive();
   }
 
   // The best centre of this block's tokens, by a thread a token and anchor frame. A token's own norm is common to its

@@ -56,6 +56,18 @@ __device__ __forceinline__ void cluster_sync() {
 #endif
 }
 
+// The same in two parts, for what one block only reads of another: says that it has, and waits until all have.
+__device__ __forceinline__ void cluster_arrive() {
+#ifdef FASTVID_CLUSTERS
+  if (cluster_size() > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#ifdef FASTVID_CLUSTERS
+  if (cluster_size() > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 // The same shared variable in the block of the given rank.
 template <typename T>
 __device__ __forceinline__ T* at_rank(T* shared, int rank) {
