@@ -103,14 +103,27 @@ __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+// Has the device read a map before a copy waits for it.
+__device__ __forceinline__ void prefetch_token_map(const CUtensorMap& map) {
+#ifdef FASTVID_CLUSTERS
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
+
 // Counts the words that the blocks of a cluster send into this block's shared memory, so that whoever waits for them
 // needs no barrier of the cluster. A phase lasts until all bytes that one thread expected have come.
 class Inbox {
  public:
-  // By one thread; a barrier of the cluster has to follow.
+  // By one thread, which has to publish it.
   __device__ __forceinline__ void init() {
 #ifdef FASTVID_CLUSTERS
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(address()) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address()) : "memory");
+#endif
+  }
+  // Makes all that the thread has made known, to others behind a barrier of the cluster.
+  static __device__ __forceinline__ void publish() {
+#ifdef FASTVID_CLUSTERS
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
   // By one thread, once a phase.
@@ -135,13 +148,13 @@ class Inbox {
     *target = word;
 #endif
   }
-  // Has the copy engine bring a tile of `map` from these channels and tokens on, whose bytes count here.
-  __device__ __forceinline__ void copy_tile(const CUtensorMap& map, uint32_t tile, int channel, int token) {
+  // Has the copy engine bring a tile of `map` from these channels and tokens of a frame on, whose bytes count here.
+  __device__ __forceinline__ void copy_tile(const CUtensorMap& map, uint32_t tile, int channel, int token, int frame) {
 #ifdef FASTVID_CLUSTERS
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-        "[%4];" ::"r"(tile),
-        "l"(&map), "r"(channel), "r"(token), "r"(address())
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(tile),
+        "l"(&map), "r"(channel), "r"(token), "r"(frame), "r"(address())
         : "memory");
 #endif
   }

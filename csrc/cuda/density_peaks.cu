@@ -38,44 +38,31 @@ __device__ __forceinline__ void copy_vector(float* target, const float* source) 
   }
 }
 
-// This block's rows of the frame's products, out of tiles that hold each pair once, and the squared norms of all
-// tokens.
+// This block's rows of a frame's products, of which each pair stands there once, and the squared norms of all tokens.
 template <bool kShared>
-__device__ __forceinline__ void load_products(const float* tiles, const GramTiles& shape, int n, const OwnRows& rows,
+__device__ __forceinline__ void load_products(const float* products, const GramShape& shape, int n, const OwnRows& rows,
                                               float* norms) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, area = shape.area();
-  // Pairs (i, j) with j in the tile of i or after it: as they stand, lanes along a row.
-  for (int j = lane * 4; j < n; j += kWarp * 4) {
-    const int other = j / shape.size, column = j - other * shape.size;
-    for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
-      const int mine = i / shape.size;
-      if (mine > other) break;
-      copy_vector<kShared>(rows.at(i) + j,
-                           tiles + shape.at(mine, other) * area + (i - mine * shape.size) * shape.size + column);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  for (int i = rows.first + warp; i < rows.end; i += kPeaksWarps) {
+    const float* const source = products + shape.at(i);
+    for (int j = shape.first_column(i) + lane * 4; j < n; j += kWarp * 4) {
+      copy_vector<kShared>(rows.at(i) + j, source + j);
     }
   }
   commit_copies();
-  for (int j = threadIdx.x; j < n; j += kPeaksThreads) {
-    const int tile = j / shape.size;
-    norms[j] = tiles[shape.at(tile, tile) * area + (j - tile * shape.size) * (shape.size + 1)];
-  }
-  // Pairs with j in a tile before that of i: transposed, eight j and four vectors along i at a time.
-  const int end_tile = (rows.end - 1) / shape.size + 1;
-  for (int mine = max(1, rows.first / shape.size); mine < end_tile; ++mine) {
-    const int first = max(rows.first, mine * shape.size), end = min(rows.end, (mine + 1) * shape.size);
-    for (int j = warp * 8 + lane % 8; j < mine * shape.size; j += kPeaksWarps * 8) {
-      const int other = j / shape.size;
-      const float* const source =
-          tiles + shape.at(other, mine) * area + (j - other * shape.size) * shape.size - mine * shape.size;
+  for (int j = threadIdx.x; j < n; j += kPeaksThreads) norms[j] = products[shape.at(j) + j];
+  // Pairs (i, j) of which row j has the product: transposed, eight j and four vectors along i at a time.
+  const int end_column = rows.first < rows.end ? shape.first_column(rows.end - 1) : 0;
+  for (int j = warp * 8 + lane % 8; j < end_column; j += kPeaksWarps * 8) {
+    const float* const source = products + shape.at(j);
 #pragma unroll 4
-      for (int i = first + lane / 8 * 4; i < end; i += 16) {
-        const float4 products = *reinterpret_cast<const float4*>(source + i);
-        float* const target = rows.at(i) + j;
-        target[0] = products.x;
-        if (i + 1 < end) target[rows.pitch] = products.y;
-        if (i + 2 < end) target[rows.pitch * 2] = products.z;
-        if (i + 3 < end) target[rows.pitch * 3] = products.w;
-      }
+    for (int i = max(rows.first, shape.first_column(j) + shape.kBand) + lane / 8 * 4; i < rows.end; i += 16) {
+      const float4 vector = *reinterpret_cast<const float4*>(source + i);
+      float* const target = rows.at(i) + j;
+      target[0] = vector.x;
+      if (i + 1 < rows.end) target[rows.pitch] = vector.y;
+      if (i + 2 < rows.end) target[rows.pitch * 2] = vector.z;
+      if (i + 3 < rows.end) target[rows.pitch * 3] = vector.w;
     }
   }
 }
@@ -93,7 +80,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   const DensityPeaks& peaks = work.peaks;
   const Layout& layout = work.layout;
   const int n = peaks.per_frame;
-  const GramTiles shape(n);
+  const GramShape shape(n);
   const int ranks = cluster_size(), rank = cluster_rank(), cluster = blockIdx.x / ranks;
   const FrameState state(shared, n);
   OwnRows rows;
@@ -107,6 +94,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
     exchange.densities[0].init();
     exchange.densities[1].init();
     exchange.keys.init();
+    Inbox::publish();
   }
   cluster_sync();  // all blocks have started, so that others may write to them
   // The plan and the candidates are older than the kernel before this one, unless that made the plan.
@@ -173,7 +161,7 @@ cudaError_t choose_layout(int frames, int n, int expected, Layout& layout, int& 
 
 }  // namespace
 
-int64_t gram_floats(int per_frame) { return GramTiles(per_frame).floats(); }
+int64_t gram_floats(int per_frame) { return GramShape(per_frame).floats(); }
 
 cudaError_t density_peaks_floats(int frames, int per_frame, int expected, int64_t& floats) {
   Layout layout;

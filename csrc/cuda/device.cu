@@ -58,17 +58,19 @@ cudaError_t find_encoder(EncodeTiled& encode) {
 
 }  // namespace
 
-cudaError_t make_token_map(const void* data, CUtensorMapDataType type, int element_bytes, int64_t channels,
-                           int64_t tokens, int64_t row_stride, int rows, CUtensorMap& map) {
+cudaError_t make_token_map(const void* data, CUtensorMapDataType type, int element_bytes, int channels, int per_frame,
+                           int frames, int64_t row_stride, int rows, CUtensorMap& map) {
   EncodeTiled encode;
   FASTVID_RETURN_IF_FAILED(find_encoder(encode));
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(tokens)};
+  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(channels), static_cast<cuuint64_t>(per_frame),
+                               static_cast<cuuint64_t>(frames)};
   // A stride over a single token says nothing, and may be 0.
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(std::max(row_stride, channels)) * element_bytes};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kTileRowBytes / element_bytes), static_cast<cuuint32_t>(rows)};
-  const cuuint32_t steps[2] = {1, 1};
+  const cuuint64_t stride = std::max<int64_t>(row_stride, channels) * element_bytes;
+  const cuuint64_t strides[2] = {stride, stride * per_frame};
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(kTileRowBytes / element_bytes), static_cast<cuuint32_t>(rows), 1};
+  const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result =
-      encode(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      encode(&map, type, 3, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }

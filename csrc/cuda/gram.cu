@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMultiplyThreads = 2 * kWarpgroup;  // each warpgroup makes a half of the products
 constexpr int kCopyThreads = kWarpgroup;
-constexpr int kGramThreads = kMultiplyThreads + kCopyThreads, kGramWarps = kGramThreads / kWarp;
+constexpr int kGramThreads = kMultiplyThreads + kCopyThreads;
 constexpr int kManyStages = 7, kFewStages = 3;  // of slices; few where shared memory does not hold many
 // What a block keeps besides: inboxes, and a tile of ones for features.
 constexpr int kInboxBytes = 1024, kOnesBytes = 8 * kTileRowBytes;
@@ -36,10 +36,13 @@ struct GramBlocks {
     return m + 1 < kCount ? kWarpgroupRows : kRows - m * kWarpgroupRows;
   }
   // All blocks at once, or, in two rounds, those of one warpgroup (0 and 3, 1 and 2) at a time.
-  static constexpr int offset(int m, int rounds) {
-    if (m == 0 || (m == 1 && rounds > 1)) return 0;
-    const int before = rounds == 1 ? m - 1 : 3 - m;
-    return offset(before, rounds) + pitch(before) * rows(before);
+  static __host__ __device__ constexpr int round_of(int m) { return m == 1 || m == 2; }
+  static __host__ __device__ constexpr int offset(int m, int rounds) {
+    int floats = 0;
+    for (int before = 0; before < m; ++before) {
+      if (rounds == 1 || round_of(before) == round_of(m)) floats += pitch(before) * kWarpgroupRows;
+    }
+    return floats;
   }
   static constexpr int sum_bytes(int rounds) {
     int floats = 0;
@@ -53,6 +56,11 @@ struct GramBlocks {
   }
   static constexpr int shared_bytes(int stages) { return bytes(stages) + kInboxBytes + kOnesBytes; }
 };
+
+// Rows of a stage that the copy engine fills at a time: a group's, or all, with zeros where there are no tokens.
+__host__ __device__ constexpr int box_rows(const GramShape& shape, int rows) {
+  return shape.groups > 1 ? shape.size : ceil_div(rows, 16) * 16;
+}
 
 // Barriers between the warps that multiply and the one that copies: a slice has come (to warps that copy it themselves;
 // the copy engine has inboxes), a slice's place is free.
@@ -93,25 +101,32 @@ class GramBlock {
         second_(blockIdx.y),
         ranks_(cluster_size()),
         rank_(cluster_rank()),
-        slices_(tokens.row_bytes(), rank_, ranks_) {
-    while (second_ >= shape_.across - 1 - first_ && shape_.across > 1) second_ -= shape_.across - 1 - first_++;
-    if (shape_.across > 1) second_ += first_ + 1;
-    num_rows_ = shape_.across == 1 ? tokens.per_frame
-                                   : shape_.size + min(shape_.size, tokens.per_frame - second_ * shape_.size);
-    frames_ = arguments.planned ? arguments.plan.totals->anchors : tokens.frames;
-    if (kByEngine && threadIdx.x == kMultiplyThreads) {
-      for (int stage = 0; stage < kRing; ++stage) inboxes_[stage].init();
-    }
-    next_ = blockIdx.z;
+        slices_(tokens.row_bytes(), rank_, ranks_),
+        next_(blockIdx.z) {
+    while (second_ >= shape_.groups - 1 - first_ && shape_.groups > 1) second_ -= shape_.groups - 1 - first_++;
+    second_ += first_ + 1;
+    second_at_ = (second_ - 1) * shape_.size;
+    num_rows_ = shape_.groups == 1 ? shape_.size : min(2 * shape_.size, tokens.per_frame - second_at_);
   }
 
   __device__ __forceinline__ void run() {
     const int group = uniform(threadIdx.x / kWarpgroup);
-    __syncthreads();  // the inboxes are there
-    // The copy engine may begin at once; what the others prepare lies elsewhere.
-    if (group == 2) start_early(blockIdx.z);
+    if (kByEngine && threadIdx.x == kMultiplyThreads) {
+      prefetch_token_map(map_);
+      for (int stage = 0; stage < kRing; ++stage) inboxes_[stage].init();
+      Inbox::publish();
+    }
+    if (features_.data != nullptr) {
+      T* const ones = reinterpret_cast<T*>(shared_ + kOnesAt);
+      for (int i = threadIdx.x; i < kOnesBytes / static_cast<int>(sizeof(T)); i += kGramThreads) {
+        ones[i] = from_float<T>(1.0f);
+      }
+    }
+    publish_copies();  // and the inboxes, to the copy engine
+    __syncthreads();
+    wait_for_predecessor();
+    frames_ = arguments_.planned ? arguments_.plan.totals->anchors : tokens_.frames;
     for (int item = blockIdx.z; item < frames_; item += gridDim.z) {
-      prepare();
       if (group == 0) {
         multiply<0, 3>(item);
       } else if (group == 1) {
@@ -133,7 +148,6 @@ class GramBlock {
   static constexpr int kRounds = kStages > kFewStages ? 1 : 2;
   static constexpr int kSumsAt = (Blocks::bytes(kStages) - Blocks::sum_bytes(kRounds)) / kVectorBytes * kVectorBytes;
   static_assert(kSumsAt >= 0);
-  static constexpr int kEarly = std::min(kSumsAt / Blocks::kStageBytes, kRing);
 
   // Products of two blocks of rows, by a warpgroup, which leaves them in shared memory.
   template <int kFirst, int kSecond>
@@ -194,15 +208,15 @@ class GramBlock {
   // Has the slices of a frame copied, and makes its features, by a warpgroup.
   __device__ __forceinline__ void copy(int item) {
     if constexpr (kByParts<T>) {
-      while (next_ == item && next_slice_ < kRing - 1) start_next();
+      start_until(item, kRing - 1);
       multiply_parts_of_slices(
           [&](int) {
             if (next_ == item) start_next();
           },
           [](int, int) {});
     } else if constexpr (kByEngine) {
-      const bool starts = threadIdx.x < kMultiplyThreads + kWarp;  // the copy engine takes one warp
-      while (starts && next_ == item && next_slice_ < kRing) start_next();
+      const bool starts = threadIdx.x < kMultiplyThreads + kWarp;
+      if (starts) start_until(item, kRing);
       for (int slice = 0; slice < slices_.count; ++slice) {
         // Where the last slice was, which all should be done with by now.
         if (starts && slice > 0 && next_ == item) start_next();
@@ -210,8 +224,9 @@ class GramBlock {
         if (features_.data != nullptr) write_features(item, slice);
         if (!starts) release(item, slice);
       }
-      // The next frame's first slices come while this one's products are written.
-      if (starts) start_early(item + gridDim.z);
+      // The next frame's first slices come while this one's products are written, to where no sums come.
+      constexpr int kEarly = std::min(kSumsAt / Blocks::kStageBytes, kRing);
+      if (starts) start_until(item + gridDim.z, kEarly);
     } else {
       constexpr int kBehind = kStages - 2;  // slices under way behind the one that comes
       for (int slice = -kBehind; slice < slices_.count; ++slice) {
@@ -232,11 +247,9 @@ class GramBlock {
     }
   }
 
-  // The first slices of frame `item`, to where no sums come.
-  __device__ __forceinline__ void start_early(int item) {
-    if (kByEngine && !kByParts<T> && item < frames_ && threadIdx.x / kWarp == kMultiplyThreads / kWarp) {
-      while (next_ == item && next_slice_ < kEarly) start_next();
-    }
+  // Starts the slices of frame `item` before the given one.
+  __device__ __forceinline__ void start_until(int item, int slice) {
+    while (item < frames_ && next_ == item && next_slice_ < slice) start_next();
   }
 
   // Says that the thread is done with a slice, to the warps that start others in its place, if there are to be any.
@@ -275,46 +288,28 @@ class GramBlock {
         });
   }
 
-  // Before the slices of a frame, as sums have taken the place of those before: what features add up besides copies,
-  // zeros where no token is copied to and the ones that all are multiplied by. By all threads; a barrier.
-  __device__ __forceinline__ void prepare() {
-    if (features_.data != nullptr) {
-      T* const ones = reinterpret_cast<T*>(shared_ + kOnesAt);
-      for (int i = threadIdx.x; i < kOnesBytes / static_cast<int>(sizeof(T)); i += kGramThreads) {
-        ones[i] = from_float<T>(1.0f);
-      }
-      for (int i = threadIdx.x; i < (Blocks::kStageRows - num_rows_) * kRing * 8; i += kGramThreads) {
-        const uint32_t at = stage_at(i / 8) + tile_offset(num_rows_ + i / 8 / kRing, i % 8);
-        *reinterpret_cast<uint4*>(shared_ + at) = uint4{};
-      }
-    }
-    publish_copies();
-    __syncthreads();
-  }
-
   // Starts to copy one of the block's slices, by the warpgroup that copies.
   __device__ __forceinline__ void start_slice(int item, int slice) {
     const int frame = arguments_.planned ? arguments_.plan.anchors[item] : item;
-    const int channel = (slices_.first + slice) * kSliceChannels<T>;
-    const int first_token = frame * tokens_.per_frame + first_ * shape_.size;
-    const int second_token = frame * tokens_.per_frame + (second_ - 1) * shape_.size;  // of which row 0 would be
+    const int channel = (slices_.first + slice) * kSliceChannels<T>, first_token = first_ * shape_.size;
     const uint32_t tile = tile0_ + stage_at(slice);
     if constexpr (kByEngine) {
       if (threadIdx.x == kMultiplyThreads) {
         Inbox& inbox = inboxes_[slice % kRing];
-        const bool is_whole = shape_.across <= 2;  // the frame, as one box
-        inbox.expect((is_whole ? num_rows_ : 2 * shape_.size) * kTileRowBytes);
-        inbox.copy_tile(map_, tile, channel, first_token);
-        if (!is_whole) {
-          inbox.copy_tile(map_, tile + shape_.size * kTileRowBytes, channel, second_token + shape_.size);
+        const int rows = box_rows(shape_, kRows);
+        inbox.expect((shape_.groups > 1 ? 2 : 1) * rows * kTileRowBytes);
+        inbox.copy_tile(map_, tile, channel, first_token, frame);
+        if (shape_.groups > 1) {
+          inbox.copy_tile(map_, tile + rows * kTileRowBytes, channel, second_at_ + shape_.size, frame);
         }
       }
       __syncwarp();
     } else {
       const int chunk = threadIdx.x % 8, first_channel = channel + chunk * Vector<T>::kSize;
       for (int row = (threadIdx.x - kMultiplyThreads) / 8; row < num_rows_; row += kCopyThreads / 8) {
-        const T* const source = tokens_.row((row < shape_.size ? first_token : second_token) + row) + first_channel;
-        copy_async(tile + tile_offset(row, chunk), source, first_channel < tokens_.channels);
+        const int token = frame * tokens_.per_frame + (row < shape_.size ? first_token : second_at_) + row;
+        copy_async(tile + tile_offset(row, chunk), tokens_.row(token) + first_channel,
+                   first_channel < tokens_.channels);
       }
     }
   }
@@ -348,83 +343,39 @@ class GramBlock {
   }
 
   // The sums of a round, which the blocks of the cluster have in shared memory, become products in device memory; by
-  // all threads. A warp takes eight rows and four vectors at a time, which suits the mirror as well.
+  // all threads, eight to a row.
   __device__ __forceinline__ void add_up(int item, int round) {
-    constexpr int kAtOnce = 3;  // loads under way
-    constexpr int kUnitRows = 8, kUnitColumns = 16, kShrinks = kWarpgroupRows / kUnitColumns;
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    // The tile on the diagonal comes with the next group, that of the last group with the one before.
-    float* const tiles = arguments_.gram + static_cast<int64_t>(item) * shape_.floats();
-    float* const between = tiles + shape_.at(first_, second_) * shape_.area();
-    float* const on_first = second_ <= first_ + 1 ? tiles + shape_.at(first_, first_) * shape_.area() : nullptr;
-    float* const on_second = second_ == first_ + 1 && second_ + 1 == shape_.across
-                                 ? tiles + shape_.at(second_, second_) * shape_.area()
-                                 : nullptr;
-    const int size = shape_.size, rows = shape_.pair_rows();
-    const int across = ceil_div(num_rows_, kUnitColumns), down = ceil_div(num_rows_, kUnitRows);  // units
-    int first_units[Blocks::kCount];  // of each block, whose rows are shorter by kShrinks than those of the one before
-    uint32_t inverses[Blocks::kCount];
-    int num_units = 0;
-#pragma unroll
-    for (int m = 0; m < Blocks::kCount; ++m) {
-      const int length = max(across - m * kShrinks, 1);
-      const int height = min(down - m * kWarpgroupRows / kUnitRows, kWarpgroupRows / kUnitRows);
-      first_units[m] = num_units;
-      inverses[m] = (1u << 16) / length + 1;  // exact for numbers as small as these
-      if (kRounds == 1 || (m == 1 || m == 2) == (round == 1)) num_units += max(height, 0) * length;
-    }
+    constexpr int kLanes = 8, kVectors = 2;  // of a row, whose loads are under way at once
+    // The products within a group come with those of the next one, for the last group with those of the one before.
+    const bool neighbors = second_ == first_ + 1, last = second_ + 1 == shape_.groups;
+    float* const products = arguments_.gram + static_cast<int64_t>(item) * shape_.floats() + second_at_;
     cluster_sync();
-#pragma unroll 1
-    for (int first = rank_ * kGramWarps + warp; first < num_units; first += kAtOnce * ranks_ * kGramWarps) {
-      float4 totals[kAtOnce];
-      int row_at[kAtOnce], column_at[kAtOnce];
+    for (int row = threadIdx.x / kLanes * ranks_ + rank_; row < num_rows_; row += kGramThreads / kLanes * ranks_) {
+      const int m = row / kWarpgroupRows;
+      const bool in_second = row >= shape_.size;
+      if ((kRounds > 1 && Blocks::round_of(m) != round) || (in_second && !(neighbors && last))) continue;
+      const int token = (in_second ? second_at_ : first_ * shape_.size) + row;
+      float* const target = products + shape_.at(token);
+      const float* const sums =
+          sums_ + Blocks::offset(m, kRounds) + (row - m * kWarpgroupRows) * Blocks::pitch(m) - m * kWarpgroupRows;
+      for (int first = (neighbors ? shape_.first_column(row) : shape_.size) + threadIdx.x % kLanes * 4;
+           first < num_rows_; first += kVectors * kLanes * 4) {
+        float4 totals[kVectors];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        int unit = first + u * ranks_ * kGramWarps, m = 0, offset = 0, before = 0;
-        uint32_t inverse = inverses[0];
-#pragma unroll
-        for (int b = 1; b < Blocks::kCount; ++b) {
-          if (unit >= first_units[b] && (kRounds == 1 || (b == 1 || b == 2) == (round == 1))) {
-            m = b;
-            offset = Blocks::offset(b, kRounds);
-            inverse = inverses[b];
-            before = first_units[b];
-          }
+        for (int v = 0; v < kVectors; ++v) {
+          const int column = first + v * kLanes * 4;
+          const float4* const at = reinterpret_cast<const float4*>(sums + column);
+          if (column < num_rows_) totals[v] = ranks_ == 1 ? *at : cluster_total(at, ranks_);
         }
-        const bool exists = unit < num_units;
-        unit -= before;
-        const int down_at = unit * inverse >> 16, length = max(across - m * kShrinks, 1);
-        const int row = down_at * kUnitRows + lane % 8,
-                  column = (unit - down_at * length) * kUnitColumns + lane / 8 * 4;
-        row_at[u] = m * kWarpgroupRows + row;
-        column_at[u] = m * kWarpgroupRows + column;
-        if (!exists || max(row_at[u], column_at[u]) >= num_rows_) {
-          row_at[u] = rows;  // nobody's
-          continue;
-        }
-        const int pitch = Blocks::pitch(0) - m * kWarpgroupRows;
-        const float4* const at = reinterpret_cast<const float4*>(sums_ + offset + row * pitch + column);
-        totals[u] = ranks_ == 1 ? *at : cluster_total(at, ranks_);
-      }
-      // Each pair of tokens is wanted once, and in tiles on the diagonal twice: what lies before a block's columns
-      // there comes from the mirror.
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        const int i = row_at[u], j = column_at[u];
-        const bool i_second = i >= size, j_second = j >= size;
-        float* const tile = i_second ? on_second : j_second ? between : on_first;
-        if (i >= rows || tile == nullptr || (i_second && !j_second)) continue;
-        const int r = i_second ? i - size : i, c = j_second ? j - size : j;
-        __stcg(reinterpret_cast<float4*>(tile + r * size + c), totals[u]);
-        if (i_second != j_second || i / kWarpgroupRows == j / kWarpgroupRows) continue;
-        float* const mirror = tile + c * size + r;
-        mirror[0] = totals[u].x;
-        mirror[size] = totals[u].y;
-        mirror[2 * size] = totals[u].z;
-        mirror[3 * size] = totals[u].w;
+        for (int v = 0; v < kVectors; ++v) {
+          const int column = first + v * kLanes * 4;
+          if (column < num_rows_) __stcg(reinterpret_cast<float4*>(target + column), totals[v]);
+        }
       }
     }
-    cluster_sync();  // peers have read this block's sums
+    publish_copies();  // tokens may be copied to where the sums are
+    cluster_sync();    // peers have read this block's sums
   }
 
   const Tokens<T>& tokens_;
@@ -435,12 +386,13 @@ class GramBlock {
   const uint32_t tile0_;
   Inbox* const inboxes_;  // for each stage
   float* const sums_;
-  uint32_t phases_ = 0;        // a bit a stage, of its inbox
-  int next_, next_slice_ = 0;  // frame and slice to start
-  const GramTiles shape_;
-  int first_, second_;  // groups of the pair
+  uint32_t phases_ = 0;  // a bit a stage, of its inbox
+  const GramShape shape_;
+  int first_, second_;  // groups of the pair; where there is one, the first
   const int ranks_, rank_;
   const Slices slices_;
+  int next_, next_slice_ = 0;  // frame and slice to start
+  int second_at_;              // the second group's first token, less the rows before it
   int num_rows_, frames_;
 };
 
@@ -448,13 +400,12 @@ class GramBlock {
 // of the tokens, where those are wanted and a frame is one pair.
 // Grid: (cluster, pairs, frames at a time); the blocks of a cluster share the channels and add up in the order of their
 // ranks. Two warpgroups multiply what a third has copied. Memory: reads two groups of tokens (D channels),
-// writes up to three tiles of 64 KB. Limit: device memory where all frames are read, else L2.
+// writes each pair's product, 4 bytes. Limit: device memory where all frames are read, else L2.
 template <typename T, int kRows, int kStages>
 __global__ __launch_bounds__(kGramThreads, 1) void gram_kernel(const __grid_constant__ Tokens<T> tokens,
                                                                const __grid_constant__ CUtensorMap map,
                                                                const __grid_constant__ GramArguments arguments) {
   extern __shared__ __align__(kTileAlignment) unsigned char shared[];
-  wait_for_predecessor();
   GramBlock<T, kRows, kStages>(tokens, map, arguments, shared).run();
 }
 
@@ -466,7 +417,7 @@ cudaError_t by_shape(const DeviceLimits& limits, int n, LaunchAs&& launch_as) {
                ? launch_as(rows, std::integral_constant<int, kManyStages>{})
                : launch_as(rows, std::integral_constant<int, kFewStages>{});
   };
-  const int rows = GramTiles(n).pair_rows();
+  const int rows = GramShape(n).pair_rows();
   if (rows <= 144) return by_stages(std::integral_constant<int, 144>{});
   return by_stages(std::integral_constant<int, kGramTokens>{});
 }
@@ -490,7 +441,7 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
                         const FrameFeatures& features, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  const int pairs = GramTiles(tokens.per_frame).pairs();
+  const int pairs = GramShape(tokens.per_frame).pairs();
   return by_shape(limits, tokens.per_frame, [&](auto rows, auto stages) {
     constexpr auto kKernel = gram_kernel<T, rows(), stages()>;
     const size_t shared_bytes = GramBlocks<rows()>::shared_bytes(stages());
@@ -503,8 +454,7 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
     const dim3 grid(cluster, pairs, std::min(tokens.frames, at_a_time));
     CUtensorMap map{};
     if (limits.warpgroups) {
-      const GramTiles shape(tokens.per_frame);
-      FASTVID_RETURN_IF_FAILED(make_token_map(tokens, shape.across > 2 ? shape.size : tokens.per_frame, map));
+      FASTVID_RETURN_IF_FAILED(make_token_map(tokens, box_rows(GramShape(tokens.per_frame), rows()), map));
     }
     const GramArguments arguments{plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram, features};
     return launch<kKernel>({grid, kGramThreads, shared_bytes, cluster, stream}, tokens, map, arguments);

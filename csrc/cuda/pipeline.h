@@ -132,7 +132,7 @@ cudaError_t launch_segment_and_plan(const float* similarity, int frames, const S
 template <typename T>
 cudaError_t gram_makes_features(int per_frame, bool& makes);
 // Products of all pairs of tokens of the anchor frames, in their order, or of every frame where plan is null, into
-// tiles (gram.cuh). As many of those frames are expected; any number will do. Without a plan also features, if those
+// rows (gram.cuh). As many of those frames are expected; any number will do. Without a plan also features, if those
 // are wanted and gram_makes_features.
 template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
