@@ -189,8 +189,9 @@ class MergeBlock {
         state_.anchor_centers[center.anchor - first_anchor_] = static_cast<int>(threadIdx.x) - center.number;
       }
     }
-    for (int i = threadIdx.x; i < 2 * kOneHotBytes / kVectorBytes; i += kMergeThreads) {
-      reinterpret_cast<uint4*>(one_hot_of(0))[i] = uint4{};
+    const int vectors = ceil_div(num_centers_, 32) * 32 * kTileRowBytes / kVectorBytes;  // that add_tiles reads
+    for (int i = threadIdx.x; i < vectors; i += kMergeThreads) {
+      for (int t = 0; t < 2; ++t) reinterpret_cast<uint4*>(one_hot_of(t))[i] = uint4{};
     }
   }
   // Makes the one-hot matrix of a tile out of that of the last but one. Its assignments must be there.

@@ -142,19 +142,16 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int channel_tiles = ceil_div(tokens.row_bytes(), 2 * kTileRowBytes), segments = plan.estimate.segments;
-  // Where few units are to be expected, and their segments are long, several blocks share one.
   const int64_t expected =
       int64_t{1} * std::max(segments, ceil_div(plan.estimate.centers, kMergeCenters)) * channel_tiles;
+  // Where few units are to be expected, and their segments are long, several blocks share one; four tiles are worth a
+  // block.
   const int tiles = tokens.frames * tokens.per_frame / segments / kMergeRows;
-  const auto resident = [&](int c) { return resident_clusters(limits, kMergeBlocksPerMultiprocessor, c); };
-  constexpr int kLeastTiles = 4;  // that are worth a block
-  int cluster = 1;
-  while (limits.clusters && cluster < kMaxClusterSize && expected <= resident(2 * cluster) &&
-         tiles >= kLeastTiles * 2 * cluster) {
-    cluster *= 2;
-  }
+  const UnitCost cost{std::max(1, tiles / 4), 2.0, 1.3};
+  const int cluster = limits.clusters ? best_cluster(limits, expected, kMergeBlocksPerMultiprocessor, cost) : 1;
   const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
-  const dim3 grid(static_cast<unsigned>(std::min(units, resident(cluster)) * cluster));
+  const int64_t clusters = std::min(units, resident_clusters(limits, kMergeBlocksPerMultiprocessor, cluster));
+  const dim3 grid(static_cast<unsigned>(clusters * cluster));
   const MergeWork<T> work{tokens, plan, centers, assignments, output, merge_floor, pass};
   const auto launch_stages = [&](auto stages) {
     constexpr int kBytes = MergeLayout<stages()>::kBytes;
