@@ -27,14 +27,17 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ float warp_sum(float value) {
+// Over the warp, or each kLanes of it.
+template <int kLanes = kWarp, typename T>
+__device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
-  for (int lane = kWarp / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(kFullWarp, value, lane);
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) value += __shfl_xor_sync(kFullWarp, value, lane);
   return value;
 }
+template <int kLanes = kWarp>
 __device__ __forceinline__ float warp_min(float value) {
 #pragma unroll
-  for (int lane = kWarp / 2; lane > 0; lane /= 2) value = fminf(value, __shfl_xor_sync(kFullWarp, value, lane));
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) value = fminf(value, __shfl_xor_sync(kFullWarp, value, lane));
   return value;
 }
 __device__ __forceinline__ float warp_max(float value) {

@@ -126,9 +126,7 @@ __device__ __forceinline__ float density_of(const float* row, int n, int neighbo
       equal += row[j] == last;
       nearest.add(row[j] > last ? row[j] : INFINITY, INFINITY, INFINITY, INFINITY);
     }
-#pragma unroll
-    for (int lane = 1; lane < kTokenLanes; lane *= 2) equal += __shfl_xor_sync(kFullWarp, equal, lane);
-    equal = max(min(equal - taken_as_last, neighbors - taken), 0);
+    equal = min(warp_sum<kTokenLanes>(equal) - taken_as_last, neighbors - taken);
     if (equal > 0) {  // not to multiply infinity with 0
       sum += static_cast<double>(equal) * last;
       taken += equal;

@@ -25,9 +25,7 @@ __device__ __forceinline__ float score_of(int i, const float* row, int n, const 
     take(2, distances.z, others.z);
     take(3, distances.w, others.w);
   }
-#pragma unroll
-  for (int lane = 1; lane < kTokenLanes; lane *= 2) nearest = fminf(nearest, __shfl_xor_sync(kFullWarp, nearest, lane));
-  return peak_score(mine, nearest);
+  return peak_score(mine, warp_min<kTokenLanes>(nearest));
 }
 
 // Calls visit(token, chosen) by one thread a token, in their order, whether it is among the `count` best of those that
