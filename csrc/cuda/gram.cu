@@ -57,7 +57,8 @@ struct GramBlocks {
   static constexpr int shared_bytes(int stages) { return bytes(stages) + kInboxBytes + kOnesBytes; }
 };
 
-// Rows of a stage that the copy engine fills at a time: a group's, or all, with zeros where there are no tokens.
+// Rows of a stage that are filled at a time: a group's, or all, with zeros where there are no tokens, which features
+// add up as well.
 __host__ __device__ constexpr int box_rows(const GramShape& shape, int rows) {
   return shape.groups > 1 ? shape.size : ceil_div(rows, 16) * 16;
 }
@@ -306,10 +307,11 @@ class GramBlock {
       __syncwarp();
     } else {
       const int chunk = threadIdx.x % 8, first_channel = channel + chunk * Vector<T>::kSize;
-      for (int row = (threadIdx.x - kMultiplyThreads) / 8; row < num_rows_; row += kCopyThreads / 8) {
+      const int rows = shape_.groups > 1 ? num_rows_ : box_rows(shape_, kRows);
+      for (int row = (threadIdx.x - kMultiplyThreads) / 8; row < rows; row += kCopyThreads / 8) {
         const int token = frame * tokens_.per_frame + (row < shape_.size ? first_token : second_at_) + row;
         copy_async(tile + tile_offset(row, chunk), tokens_.row(token) + first_channel,
-                   first_channel < tokens_.channels);
+                   row < num_rows_ && first_channel < tokens_.channels);
       }
     }
   }
