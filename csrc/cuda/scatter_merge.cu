@@ -145,7 +145,8 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   const int64_t expected =
       int64_t{1} * std::max(segments, ceil_div(plan.estimate.centers, kMergeCenters)) * channel_tiles;
   // Where few units are to be expected, and their segments are long, several blocks share one; four tiles are worth a
-  // block.
+  // block. Of the costs it is known that one block a unit is best at 32 frames and two where one segment is wanted;
+  // they are not fitted beyond that.
   const int tiles = tokens.frames * tokens.per_frame / segments / kMergeRows;
   const UnitCost cost{std::max(1, tiles / 4), 2.0, 1.3};
   const int cluster = limits.clusters ? best_cluster(limits, expected, kMergeBlocksPerMultiprocessor, cost) : 1;
