@@ -398,7 +398,7 @@ class AssignBlock {
 
   // Adds up the scores of this block's tokens over the cluster.
   __device__ __forceinline__ void add_up(int num_centers) {
-    cluster_sync();
+    cluster_sync<Writes::kOwnShared>();
     if (ranks_ == 1) return;
     const OwnTokens own = own_tokens();
     const int quads = ceil_div(own.count, 4);

@@ -44,19 +44,8 @@ __device__ __forceinline__ int cluster_rank() {
 #endif
 }
 
-// Barrier over the cluster that also makes every earlier write visible to it. One thread's fence, behind a barrier of
-// the block, speaks for all: a fence by each costs a thousand cycles.
-__device__ __forceinline__ void cluster_sync() {
-  __syncthreads();
-#ifdef FASTVID_CLUSTERS
-  if (cluster_size() == 1) return;
-  if (threadIdx.x == 0) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// The same in two parts, for what one block only reads of another: says that it has, and waits until all have.
+// Barrier over the cluster in two parts, for what one block only reads of another: says that it has, and waits until
+// all have.
 __device__ __forceinline__ void cluster_arrive() {
 #ifdef FASTVID_CLUSTERS
   if (cluster_size() > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -65,6 +54,31 @@ __device__ __forceinline__ void cluster_arrive() {
 __device__ __forceinline__ void cluster_wait() {
 #ifdef FASTVID_CLUSTERS
   if (cluster_size() > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// The whole barrier, which also makes earlier writes visible to the cluster: all of them, or only those to the block's
+// own shared memory, where others need not be waited for to reach L2, which takes a thousand cycles. One thread's
+// fence, behind a barrier of the block, speaks for all.
+enum class Writes { kAll, kOwnShared };
+template <Writes kWrites = Writes::kAll>
+__device__ __forceinline__ void cluster_sync() {
+  __syncthreads();
+#ifdef FASTVID_CLUSTERS
+  if (cluster_size() == 1) return;
+  if (threadIdx.x == 0) {
+#if CUDART_VERSION >= 12070
+    if constexpr (kWrites == Writes::kOwnShared) {
+      asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+    } else
+#endif
+    {
+      asm volatile("fence.acq_rel.cluster;" ::: "memory");
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();
 #endif
 }
 
@@ -78,29 +92,34 @@ __device__ __forceinline__ T* at_rank(T* shared, int rank) {
 #endif
 }
 
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
 // Sum of the same shared variable over the cluster, in the order of the ranks. All loads are under way before the first
-// is used: one from another block takes as long as one from L2.
-template <typename T>
-__device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
-#ifdef FASTVID_CLUSTERS
-  T part[kMaxClusterSize];
+// is used: one from another block takes as long as one from L2. Zeros stand for ranks that there are none of, since
+// conditions that are to last until the sum would run out, and loads wait for them.
+template <int kRanks, typename T>
+__device__ __forceinline__ T sum_of_ranks(const T* shared, int ranks) {
+  T part[kRanks];
 #pragma unroll
-  for (int r = 0; r < kMaxClusterSize; ++r) {
+  for (int r = 0; r < kRanks; ++r) {
+    part[r] = T{};
     if (r < ranks) part[r] = *at_rank(shared, r);
   }
   T total = part[0];
 #pragma unroll
-  for (int r = 1; r < kMaxClusterSize; ++r) {
-    if (r < ranks) total = total + part[r];
-  }
+  for (int r = 1; r < kRanks; ++r) total = total + part[r];
   return total;
+}
+template <typename T>
+__device__ __forceinline__ T cluster_total(const T* shared, int ranks) {
+#ifdef FASTVID_CLUSTERS
+  constexpr int kFew = kMaxClusterSize / 2;
+  return ranks <= kFew ? sum_of_ranks<kFew>(shared, ranks) : sum_of_ranks<kMaxClusterSize>(shared, ranks);
 #else
   return *shared;
 #endif
-}
-
-__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
 // Has the device read a map before a copy waits for it.

@@ -146,7 +146,7 @@ cudaError_t choose_layout(int frames, int n, int expected, Layout& layout, int& 
       rows_bytes = lay_out(layout.cluster + 1);
     }
     const UnitCost cost{std::max(n, kMaxClusterSize), 0.36 * n, 1.67};
-    rows_bytes = lay_out(best_cluster(limits, expected, kPeaksBlocksPerMultiprocessor, cost, layout.cluster));
+    rows_bytes = lay_out(best_sharing(limits, expected, kPeaksBlocksPerMultiprocessor, cost, layout.cluster).cluster);
   }
   layout.rows_shared = state_bytes + rows_bytes <= available;
   layout.shared_bytes = state_bytes + (layout.rows_shared ? static_cast<int>(rows_bytes) : 0);

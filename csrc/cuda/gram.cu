@@ -35,12 +35,12 @@ struct GramBlocks {
   static __host__ __device__ constexpr int rows(int m) {
     return m + 1 < kCount ? kWarpgroupRows : kRows - m * kWarpgroupRows;
   }
-  // All blocks at once, or, in two rounds, those of one warpgroup (0 and 3, 1 and 2) at a time.
-  static __host__ __device__ constexpr int round_of(int m) { return m == 1 || m == 2; }
+  // All blocks stand there at once, or, in two rounds, those of one warpgroup at a time.
   static __host__ __device__ constexpr int offset(int m, int rounds) {
     int floats = 0;
-    for (int before = 0; before < m; ++before) {
-      if (rounds == 1 || round_of(before) == round_of(m)) floats += pitch(before) * kWarpgroupRows;
+#pragma unroll
+    for (int before = 0; before < kCount; ++before) {
+      if (before < m && (rounds == 1 || gram_part(before) == gram_part(m))) floats += pitch(before) * kWarpgroupRows;
     }
     return floats;
   }
@@ -79,6 +79,7 @@ struct GramArguments {
   bool planned;
   float* gram;
   FrameFeatures features;
+  bool halves;  // whether clusters of their own make the two parts of a frame's products
 };
 
 // A block of gram_kernel: two warpgroups that multiply, and one that has tokens copied and makes features. Its code is
@@ -93,13 +94,17 @@ class GramBlock {
         map_(map),
         arguments_(arguments),
         features_(arguments.features),
+        makes_features_(arguments.features.data != nullptr && (!arguments.halves || blockIdx.y == 0)),
         shared_(shared),
         tile0_(shared_address(shared)),
         inboxes_(reinterpret_cast<Inbox*>(shared + Blocks::bytes(kStages))),
         sums_(reinterpret_cast<float*>(shared + kSumsAt)),
         shape_(tokens.per_frame),
+        part_(!arguments.halves ? GramPart::kBoth
+              : blockIdx.y == 0 ? GramPart::kFirst
+                                : GramPart::kSecond),
         first_(0),
-        second_(blockIdx.y),
+        second_(arguments.halves ? 0 : blockIdx.y),
         ranks_(cluster_size()),
         rank_(cluster_rank()),
         slices_(tokens.row_bytes(), rank_, ranks_),
@@ -117,7 +122,7 @@ class GramBlock {
       for (int stage = 0; stage < kRing; ++stage) inboxes_[stage].init();
       Inbox::publish();
     }
-    if (features_.data != nullptr) {
+    if (makes_features_) {
       T* const ones = reinterpret_cast<T*>(shared_ + kOnesAt);
       for (int i = threadIdx.x; i < kOnesBytes / static_cast<int>(sizeof(T)); i += kGramThreads) {
         ones[i] = from_float<T>(1.0f);
@@ -150,9 +155,11 @@ class GramBlock {
   static constexpr int kSumsAt = (Blocks::bytes(kStages) - Blocks::sum_bytes(kRounds)) / kVectorBytes * kVectorBytes;
   static_assert(kSumsAt >= 0);
 
-  // Products of two blocks of rows, by a warpgroup, which leaves them in shared memory.
+  // Products of two blocks of rows, by a warpgroup, which leaves them in shared memory; if they are not the block's, it
+  // takes part in what all warps do, no more.
   template <int kFirst, int kSecond>
   __device__ __forceinline__ void multiply(int item) {
+    const bool works = part_ == GramPart::kBoth || part_ == gram_part(kFirst);
     float first_sums[Blocks::sums(kFirst)][4] = {}, second_sums[Blocks::sums(kSecond)][4] = {};
     const auto for_each_block = [&](auto&& visit) {
       visit(first_sums, std::integral_constant<int, kFirst>{});
@@ -171,17 +178,19 @@ class GramBlock {
     } else {
       for (int slice = 0; slice < slices_.count; ++slice) {
         wait_for(slice);
-        const uint32_t tile = tile0_ + stage_at(slice);
-        begin_products<T>();
+        if (works) {
+          const uint32_t tile = tile0_ + stage_at(slice);
+          begin_products<T>();
 #pragma unroll
-        for (int step = 0; step < kSliceSteps; ++step) {
-          for_each_block([&](auto& sums, auto m) {
-            const uint32_t rows = tile + m() * kWarpgroupRows * kTileRowBytes;
-            multiply_step<T, Blocks::sums(m())>(sums, rows, rows, step);
-          });
+          for (int step = 0; step < kSliceSteps; ++step) {
+            for_each_block([&](auto& sums, auto m) {
+              const uint32_t rows = tile + m() * kWarpgroupRows * kTileRowBytes;
+              multiply_step<T, Blocks::sums(m())>(sums, rows, rows, step);
+            });
+          }
+          commit_products<T>();
+          wait_products<T>();
         }
-        commit_products<T>();
-        wait_products<T>();
         release(item, slice);
       }
     }
@@ -189,7 +198,7 @@ class GramBlock {
     for (int round = 0; round < kRounds; ++round) {
       // Nobody reads a slice any more, or sums of the round before.
       barrier_sync_anywhere(Barriers::kOfAll, kGramThreads);
-      if (kRounds == 1 || round == kFirst) {
+      if (works && (kRounds == 1 || round == kFirst)) {
         const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp % 4 * 16 + lane / 4, column = lane % 4 * 2;
         for_each_block([&](auto& sums, auto m) {
           float* const at = sums_ + Blocks::offset(m(), kRounds) + row * Blocks::pitch(m()) + column;
@@ -222,7 +231,7 @@ class GramBlock {
         // Where the last slice was, which all should be done with by now.
         if (starts && slice > 0 && next_ == item) start_next();
         wait_for(slice);
-        if (features_.data != nullptr) write_features(item, slice);
+        if (makes_features_) write_features(item, slice);
         if (!starts) release(item, slice);
       }
       // The next frame's first slices come while this one's products are written, to where no sums come.
@@ -236,7 +245,7 @@ class GramBlock {
         if (slice < 0) continue;
         wait_copies<kBehind>();
         barrier_arrive(Barriers::full(slice % kRing), kGramThreads);
-        if (features_.data != nullptr) {
+        if (makes_features_) {
           barrier_sync(Barriers::kOfCopy, kCopyThreads);
           write_features(item, slice);
         }
@@ -344,52 +353,44 @@ class GramBlock {
     }
   }
 
-  // The sums of a round, which the blocks of the cluster have in shared memory, become products in device memory; by
-  // all threads, eight to a row.
+  // The sums of a round, which the blocks of the cluster have in shared memory, become products in device memory. By
+  // all threads, which share the vectors evenly, as rows differ in length.
   __device__ __forceinline__ void add_up(int item, int round) {
-    constexpr int kLanes = 8, kVectors = 2;  // of a row, whose loads are under way at once
     // The products within a group come with those of the next one, for the last group with those of the one before.
     const bool neighbors = second_ == first_ + 1, last = second_ + 1 == shape_.groups;
+    const GramPart part = kRounds == 1 ? part_ : round == 0 ? GramPart::kFirst : GramPart::kSecond;
+    const GramVectors vectors(neighbors, neighbors && last ? num_rows_ : shape_.size, neighbors ? 0 : shape_.size,
+                              num_rows_, part);
     float* const products = arguments_.gram + static_cast<int64_t>(item) * shape_.floats() + second_at_;
-    cluster_sync();
-    for (int row = threadIdx.x / kLanes * ranks_ + rank_; row < num_rows_; row += kGramThreads / kLanes * ranks_) {
-      const int m = row / kWarpgroupRows;
-      const bool in_second = row >= shape_.size;
-      if ((kRounds > 1 && Blocks::round_of(m) != round) || (in_second && !(neighbors && last))) continue;
-      const int token = (in_second ? second_at_ : first_ * shape_.size) + row;
-      float* const target = products + shape_.at(token);
-      const float* const sums =
-          sums_ + Blocks::offset(m, kRounds) + (row - m * kWarpgroupRows) * Blocks::pitch(m) - m * kWarpgroupRows;
-      for (int first = (neighbors ? shape_.first_column(row) : shape_.size) + threadIdx.x % kLanes * 4;
-           first < num_rows_; first += kVectors * kLanes * 4) {
-        float4 totals[kVectors];
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          const int column = first + v * kLanes * 4;
-          const float4* const at = reinterpret_cast<const float4*>(sums + column);
-          if (column < num_rows_) totals[v] = ranks_ == 1 ? *at : cluster_total(at, ranks_);
-        }
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          const int column = first + v * kLanes * 4;
-          if (column < num_rows_) __stcg(reinterpret_cast<float4*>(target + column), totals[v]);
-        }
-      }
+    const int end = vectors.count() * (rank_ + 1) / ranks_;
+    cluster_sync<Writes::kOwnShared>();
+#pragma unroll 1
+    for (int i = vectors.count() * rank_ / ranks_ + threadIdx.x; i < end; i += kGramThreads) {
+      const auto [row, column] = vectors.place(i);
+      const int m = row / kWarpgroupRows, left = m * kWarpgroupRows;
+      const int sum_at = Blocks::offset(m, kRounds) + (row - left) * Blocks::pitch(m) + column - left;
+      const int target_at = shape_.at(row + (row < shape_.size ? first_ * shape_.size : second_at_)) + column;
+      const float4* const sums = reinterpret_cast<const float4*>(sums_ + sum_at);
+      __stcg(reinterpret_cast<float4*>(products + target_at), ranks_ == 1 ? *sums : cluster_total(sums, ranks_));
     }
     publish_copies();  // tokens may be copied to where the sums are
-    cluster_sync();    // peers have read this block's sums
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait();  // peers have read this block's sums
   }
 
   const Tokens<T>& tokens_;
   const CUtensorMap& map_;
   const GramArguments& arguments_;
   const FrameFeatures& features_;
+  const bool makes_features_;
   unsigned char* const shared_;
   const uint32_t tile0_;
   Inbox* const inboxes_;  // for each stage
   float* const sums_;
   uint32_t phases_ = 0;  // a bit a stage, of its inbox
   const GramShape shape_;
+  const GramPart part_;
   int first_, second_;  // groups of the pair; where there is one, the first
   const int ranks_, rank_;
   const Slices slices_;
@@ -400,9 +401,9 @@ class GramBlock {
 
 // Products of all tokens of a pair of groups, of one frame after the other; and frame features from the same reading
 // of the tokens, where those are wanted and a frame is one pair.
-// Grid: (cluster, pairs, frames at a time); the blocks of a cluster share the channels and add up in the order of their
-// ranks. Two warpgroups multiply what a third has copied. Memory: reads two groups of tokens (D channels),
-// writes each pair's product, 4 bytes. Limit: device memory where all frames are read, else L2.
+// Grid: (cluster, pairs or parts of one, frames at a time); the blocks of a cluster share the channels and add up in
+// the order of their ranks. Two warpgroups multiply what a third has copied. Memory: reads two groups of tokens (D
+// channels), writes each pair's product, 4 bytes. Limit: device memory where all frames are read, else L2.
 template <typename T, int kRows, int kStages>
 __global__ __launch_bounds__(kGramThreads, 1) void gram_kernel(const __grid_constant__ Tokens<T> tokens,
                                                                const __grid_constant__ CUtensorMap map,
@@ -447,19 +448,27 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
   return by_shape(limits, tokens.per_frame, [&](auto rows, auto stages) {
     constexpr auto kKernel = gram_kernel<T, rows(), stages()>;
     const size_t shared_bytes = GramBlocks<rows()>::shared_bytes(stages());
-    const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 11.0, 1.0};
-    int cluster = 1;
-    if (stages() > kFewStages) {
-      FASTVID_RETURN_IF_FAILED(choose_cluster<kKernel>(pairs * expected, kGramThreads, shared_bytes, cost, cluster));
+    Sharing sharing{1, 0.0};
+    bool halves = false;
+    if (limits.clusters && stages() > kFewStages) {
+      const int slices = ceil_div(tokens.row_bytes(), kTileRowBytes);
+      sharing = best_sharing(limits, pairs * expected, 1, {slices, 11.0, 1.0});
+      if (rows() == kGramTokens && pairs == 1 && !kByParts<T>) {
+        // Two thirds of the time of a whole frame: all tokens are read, but half as much is multiplied and added up.
+        const Sharing of_halves = best_sharing(limits, 2 * expected, 1, {slices, 12.8, 1.0});
+        halves = 0.65 * of_halves.time < sharing.time;
+        if (halves) sharing = of_halves;
+      }
     }
-    const int at_a_time = std::max<int>(1, resident_clusters(limits, 1, cluster) / pairs);
-    const dim3 grid(cluster, pairs, std::min(tokens.frames, at_a_time));
+    const int parts = halves ? 2 : pairs;
+    const int at_a_time = std::max<int>(1, resident_clusters(limits, 1, sharing.cluster) / parts);
+    const dim3 grid(sharing.cluster, parts, std::min(tokens.frames, at_a_time));
     CUtensorMap map{};
     if (limits.warpgroups) {
       FASTVID_RETURN_IF_FAILED(make_token_map(tokens, box_rows(GramShape(tokens.per_frame), rows()), map));
     }
-    const GramArguments arguments{plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram, features};
-    return launch<kKernel>({grid, kGramThreads, shared_bytes, cluster, stream}, tokens, map, arguments);
+    const GramArguments arguments{plan != nullptr ? *plan : FramePlan{}, plan != nullptr, gram, features, halves};
+    return launch<kKernel>({grid, kGramThreads, shared_bytes, sharing.cluster, stream}, tokens, map, arguments);
   });
 }
 #define FASTVID_INSTANTIATE(T) \

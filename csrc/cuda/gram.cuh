@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pipeline.h"
+#include "wgmma.cuh"
 
 namespace fastvid {
 
@@ -31,6 +32,70 @@ struct GramShape {
   // Products are made for a pair of groups at a time.
   __host__ __device__ int pairs() const { return groups == 1 ? 1 : groups * (groups - 1) / 2; }
   __host__ __device__ int pair_rows() const { return groups == 1 ? size : 2 * size; }
+};
+
+// Of a pair's products, those that one or both warpgroups of a block make: a warpgroup takes rows by 64, the first one
+// those of blocks 0 and 3, the second one those of 1 and 2.
+enum class GramPart { kFirst, kSecond, kBoth };
+constexpr GramPart gram_part(int block) { return block == 1 || block == 2 ? GramPart::kSecond : GramPart::kFirst; }
+
+// The vectors of four products that a pair of groups has, row after row, so that threads may share them evenly: where
+// the groups are neighbours those on and above the diagonal, by bands; else those of the first group's tokens with the
+// second's.
+class GramVectors {
+ public:
+  __device__ __forceinline__ GramVectors(bool by_bands, int rows, int first_column, int end_column, GramPart part)
+      : by_bands_(by_bands),
+        rows_(rows),
+        first_column_(first_column),
+        longest_(ceil_div(end_column - first_column, 4)) {
+    const int first = before(kWarpgroupRows), last = before(3 * kWarpgroupRows), all = before(rows);
+    begin_ = part == GramPart::kSecond ? first : 0;
+    gap_at_ = part == GramPart::kFirst ? first : all;
+    gap_ = last - first;
+    count_ = part == GramPart::kBoth ? all : part == GramPart::kFirst ? all - gap_ : gap_;
+  }
+  __device__ __forceinline__ int count() const { return count_; }
+
+  struct Place {
+    int row, column;
+  };
+  __device__ __forceinline__ Place place(int i) const {
+    i += i < gap_at_ ? begin_ : gap_;
+    int band = 0, length = longest_;
+    if (by_bands_) {
+      // A band begins where 8 band (longest + 1 - band) vectors have gone before: the smaller root, but for rounding.
+      const float half = 0.5f * (longest_ + 1);
+      band = static_cast<int>(half - approximate_root(fmaxf(half * half - i * (1.0f / GramShape::kBand), 0.0f)));
+      if (before_band(band) > i) --band;
+      if (before_band(band + 1) <= i) ++band;
+      i -= before_band(band);
+      length = length_in(band);
+    }
+    const int row = static_cast<int>(__fdividef(i + 0.5f, static_cast<float>(length)));
+    const int first = band * GramShape::kBand;
+    return {first + row, first_column_ + first + (i - row * length) * 4};
+  }
+
+ private:
+  static __device__ __forceinline__ float approximate_root(float x) {
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+  }
+  __device__ __forceinline__ int length_in(int band) const { return longest_ - band * (GramShape::kBand / 4); }
+  __device__ __forceinline__ int before_band(int band) const { return GramShape::kBand * band * (longest_ + 1 - band); }
+  static_assert(GramShape::kBand == 8);  // a band is two vectors shorter than the one before
+  __device__ __forceinline__ int before(int row) const {
+    row = min(row, rows_);
+    if (!by_bands_) return row * longest_;
+    const int band = row / GramShape::kBand;
+    return before_band(band) + row % GramShape::kBand * length_in(band);
+  }
+
+  bool by_bands_;
+  int rows_, first_column_, longest_;  // vectors of the first row
+  int begin_, gap_at_, gap_, count_;   // of the part: vectors before it, and left out in its middle
 };
 
 }  // namespace fastvid

@@ -111,20 +111,23 @@ struct UnitCost {
   double sharing;  // how much longer blocks take that share a multiprocessor with another
 };
 
-// How many blocks, `least` or more, share a unit so that all units take the shortest. The last wave of clusters may
-// find a multiprocessor for each of its blocks.
-inline int best_cluster(const DeviceLimits& limits, int64_t units, int blocks, const UnitCost& cost, int least = 1) {
-  int best = least;
-  double shortest = 0.0;
+// How many blocks share a unit, and what all units take then, in slices.
+struct Sharing {
+  int cluster;
+  double time;
+};
+
+// That of `least` blocks or more which takes the shortest. The last wave of clusters may find a multiprocessor for each
+// of its blocks.
+inline Sharing best_sharing(const DeviceLimits& limits, int64_t units, int blocks, const UnitCost& cost,
+                            int least = 1) {
+  Sharing best{least, 0.0};
   for (int c = least; c <= std::min(kMaxClusterSize, cost.slices); ++c) {
     const int64_t resident = resident_clusters(limits, blocks, c), rest = units % resident;
     const double sharing = blocks > 1 ? cost.sharing : 1.0;
     const double last = rest == 0 ? 0.0 : rest <= resident_clusters(limits, 1, c) ? 1.0 : sharing;
     const double time = (units / resident * sharing + last) * (cost.fixed + 1.0 * cost.slices / c);
-    if (shortest == 0.0 || time < shortest) {
-      best = c;
-      shortest = time;
-    }
+    if (best.time == 0.0 || time < best.time) best = {c, time};
   }
   return best;
 }
@@ -148,7 +151,7 @@ cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, cons
     packed = key << 8 | static_cast<uint64_t>(std::max(1, blocks));
     cache.store(packed, std::memory_order_relaxed);
   }
-  cluster = best_cluster(limits, units, static_cast<int>(packed & 0xff), cost);
+  cluster = best_sharing(limits, units, static_cast<int>(packed & 0xff), cost).cluster;
   return cudaSuccess;
 }
 

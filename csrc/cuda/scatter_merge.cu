@@ -149,7 +149,7 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
   // they are not fitted beyond that.
   const int tiles = tokens.frames * tokens.per_frame / segments / kMergeRows;
   const UnitCost cost{std::max(1, tiles / 4), 2.0, 1.3};
-  const int cluster = limits.clusters ? best_cluster(limits, expected, kMergeBlocksPerMultiprocessor, cost) : 1;
+  const int cluster = limits.clusters ? best_sharing(limits, expected, kMergeBlocksPerMultiprocessor, cost).cluster : 1;
   const int64_t units = static_cast<int64_t>(max_items) * channel_tiles;
   const int64_t clusters = std::min(units, resident_clusters(limits, kMergeBlocksPerMultiprocessor, cluster));
   const dim3 grid(static_cast<unsigned>(clusters * cluster));
