@@ -25,6 +25,9 @@ SHAPES = [
     (1, 50, 8192),
     (40, 9, 16),
     (40, 137, 200),
+    (9, 180, 520),  # frames whose products are made in halves, by clusters of several blocks
+    (36, 146, 72),  # and of one
+    (70, 150, 40),  # whole frames, a block each
 ]
 
 

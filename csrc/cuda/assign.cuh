@@ -112,6 +112,7 @@ class AssignBlock {
       started = 0;
     }
     OwnCenter center = load_center(turn);
+    OwnToken token = load_token(turn);
     while (turn.part.unit < num_units()) {
       part_ = turn.part;
       list_centers(turn, center);
@@ -120,13 +121,14 @@ class AssignBlock {
         start_centers(slice);
       }
       num_kept_ = 0;
-      if (turn.index == 0) list_tokens(turn.record);  // while they come
+      if (turn.index == 0) list_tokens(turn.record, token);  // while they come
       multiply_centers(turn.num_centers);
       const Turn next = turn_after(turn);
       for (int slice = 0; slice < prefetched; ++slice) start_tokens(next.part, slice);
       started = prefetched;
       add_up(turn.num_centers);
       center = load_center(next);
+      token = load_token(next);
       choose(turn);
       if (keeps && turn.index == 0 && is_last_of_frame(part_)) {
         fill_rest(work_.output, work_.plan.totals->rows, part_.frame, work_.tokens.frames, rank_, ranks_);
@@ -257,17 +259,32 @@ class AssignBlock {
     commit_copies();
   }
 
+  // What memory says of the first token that a thread marks in a turn.
+  struct OwnToken {
+    int mark, center_flag;
+  };
+  __device__ __forceinline__ int first_marked(const Part& part) const { return keeps_rows() ? 0 : part.first_token; }
+  __device__ __forceinline__ OwnToken load_token(const Turn& turn) const {
+    const Part& part = turn.part;
+    const int token = first_marked(part) + threadIdx.x;
+    if (part.unit >= num_units() || turn.index > 0 || token >= part.first_token + part.num_tokens) return {};
+    return load_token(part.frame, token);
+  }
+  __device__ __forceinline__ OwnToken load_token(int frame, int token) const {
+    return {work_.candidates.mark(frame, token), work_.centers.flags[frame * work_.tokens.per_frame + token]};
+  }
+
   // Marks the tokens. Where rows are kept they stand in the order of the frame's tokens: those before the part count.
-  __device__ __forceinline__ void list_tokens(const FrameRecord& record) {
+  __device__ __forceinline__ void list_tokens(const FrameRecord& record, OwnToken own_token) {
     const bool keeps = keeps_rows();
-    const int n = work_.tokens.per_frame;
+    const int n = work_.tokens.per_frame, begin = first_marked(part_);
     Counts before{};
-    for (int base = keeps ? 0 : part_.first_token; base < part_.first_token + part_.num_tokens;
-         base += kAssignThreads) {
+    for (int base = begin; base < part_.first_token + part_.num_tokens; base += kAssignThreads) {
       const int token = base + threadIdx.x, row = token - part_.first_token, index = part_.frame * n + token;
       const bool exists = row < part_.num_tokens, own = exists && row >= 0;
-      const bool candidate = exists && work_.candidates(part_.frame, token);
-      const bool center = exists && work_.centers.flags[index];
+      if (base > begin && exists) own_token = load_token(part_.frame, token);
+      const bool candidate = exists && work_.candidates.takes_part(own_token.mark, record.num_salient);
+      const bool center = exists && own_token.center_flag;
       if (own) {
         state_.mergeable[row] = candidate;
         state_.is_center[row] = center;

@@ -81,6 +81,7 @@ class MergeBlock {
       int next = 0;  // is on its way while the unit is at work
       if (draws) next = gridDim.x / ranks_ + atomicAdd(work_.plan.tickets + work_.pass, 1);
       begin(work_.plan.items[unit / channel_tiles_], unit % channel_tiles_);
+      const Center center = threadIdx.x < num_centers_ ? work_.centers.list[first_center_ + threadIdx.x] : Center{};
       for (int t = 0; t < kAhead; ++t) start_tokens(t);
       wait_for_predecessor();
       start_numbers(0);
@@ -88,7 +89,7 @@ class MergeBlock {
         start_numbers(t + 1);
         commit_copies();
       }
-      list_centers();
+      list_centers(center);
       if (num_centers_ <= 32) {
         add_tiles<4>();
       } else if (num_centers_ <= 64) {
@@ -178,13 +179,12 @@ class MergeBlock {
     return shared_ + Layout::kOneHotAt + t % 2 * kOneHotBytes;
   }
 
-  // Also clears the one-hot matrices. A barrier has to follow.
-  __device__ __forceinline__ void list_centers() const {
+  // Of `center`, the thread's. Also clears the one-hot matrices. A barrier has to follow.
+  __device__ __forceinline__ void list_centers(const Center& center) const {
     if (threadIdx.x < num_centers_) {
-      const int c = first_center_ + threadIdx.x;
-      const Center center = work_.centers.list[c];
+      const unsigned long long count = work_.centers.counts[first_center_ + threadIdx.x];
       state_.centers[threadIdx.x] = {center.row, center.output_row,
-                                     merge_weights(static_cast<int64_t>(work_.centers.counts[c]), work_.merge_floor)};
+                                     merge_weights(static_cast<int64_t>(count), work_.merge_floor)};
       if (threadIdx.x == 0 || center.number == 0) {
         state_.anchor_centers[center.anchor - first_anchor_] = static_cast<int>(threadIdx.x) - center.number;
       }

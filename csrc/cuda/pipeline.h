@@ -82,10 +82,17 @@ struct Candidates {
   const FrameRecord* records = nullptr;  // tokens ranked below their frame's num_salient are salient, no candidates
   int per_frame = 0;                     // N
 
-  __device__ __forceinline__ bool operator()(int frame, int token) const {
+  // What memory says of a token, and what follows from it.
+  __device__ __forceinline__ int mark(int frame, int token) const {
     const int64_t i = static_cast<int64_t>(frame) * per_frame + token;
-    if (rank != nullptr) return rank[i] >= records[frame].num_salient;
+    if (rank != nullptr) return rank[i];
     return mask == nullptr || mask[i];
+  }
+  __device__ __forceinline__ bool takes_part(int mark, int num_salient) const {
+    return rank != nullptr ? mark >= num_salient : mark != 0;
+  }
+  __device__ __forceinline__ bool operator()(int frame, int token) const {
+    return takes_part(mark(frame, token), rank != nullptr ? records[frame].num_salient : 0);
   }
 };
 
