@@ -453,7 +453,8 @@ cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expe
     if (limits.clusters && stages() > kFewStages) {
       const int slices = ceil_div(tokens.row_bytes(), kTileRowBytes);
       sharing = best_sharing(limits, pairs * expected, 1, {slices, 11.0, 1.0});
-      if (rows() == kGramTokens && pairs == 1 && !kByParts<T>) {
+      // Not of float32, whose sums lose more to the tensor cores the fewer blocks share the channels.
+      if (rows() == kGramTokens && pairs == 1 && sizeof(T) == 2) {
         // Two thirds of the time of a whole frame: all tokens are read, but half as much is multiplied and added up.
         const Sharing of_halves = best_sharing(limits, 2 * expected, 1, {slices, 12.8, 1.0});
         halves = 0.65 * of_halves.time < sharing.time;
