@@ -67,7 +67,7 @@ __device__ __forceinline__ void cluster_sync() {
 #ifdef FASTVID_CLUSTERS
   if (cluster_size() == 1) return;
   if (threadIdx.x == 0) {
-#if CUDART_VERSION >= 12070
+#if CUDART_VERSION >= 12070  // older toolkits do not know this fence, and wait for all writes
     if constexpr (kWrites == Writes::kOwnShared) {
       asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
     } else
