@@ -25,7 +25,7 @@ SHAPES = [
     (1, 50, 8192),
     (40, 9, 16),
     (40, 137, 200),
-    (9, 180, 520),  # frames whose products are made in halves, by clusters of several blocks
+    (9, 180, 520),  # halves of the products (of two-byte tokens) by clusters of several blocks
     (36, 146, 72),  # and of one
     (70, 150, 40),  # whole frames, a block each
 ]

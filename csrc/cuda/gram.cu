@@ -38,7 +38,6 @@ struct GramBlocks {
   // All blocks stand there at once, or, in two rounds, those of one warpgroup at a time.
   static __host__ __device__ constexpr int offset(int m, int rounds) {
     int floats = 0;
-#pragma unroll
     for (int before = 0; before < kCount; ++before) {
       if (before < m && (rounds == 1 || gram_part(before) == gram_part(m))) floats += pitch(before) * kWarpgroupRows;
     }
