@@ -93,7 +93,6 @@ class GramBlock {
         map_(map),
         arguments_(arguments),
         features_(arguments.features),
-        makes_features_(arguments.features.data != nullptr && (!arguments.halves || blockIdx.y == 0)),
         shared_(shared),
         tile0_(shared_address(shared)),
         inboxes_(reinterpret_cast<Inbox*>(shared + Blocks::bytes(kStages))),
@@ -102,6 +101,7 @@ class GramBlock {
         part_(!arguments.halves ? GramPart::kBoth
               : blockIdx.y == 0 ? GramPart::kFirst
                                 : GramPart::kSecond),
+        makes_features_(features_.data != nullptr && part_ != GramPart::kSecond),
         first_(0),
         second_(arguments.halves ? 0 : blockIdx.y),
         ranks_(cluster_size()),
@@ -382,7 +382,6 @@ class GramBlock {
   const CUtensorMap& map_;
   const GramArguments& arguments_;
   const FrameFeatures& features_;
-  const bool makes_features_;
   unsigned char* const shared_;
   const uint32_t tile0_;
   Inbox* const inboxes_;  // for each stage
@@ -390,6 +389,7 @@ class GramBlock {
   uint32_t phases_ = 0;  // a bit a stage, of its inbox
   const GramShape shape_;
   const GramPart part_;
+  const bool makes_features_;
   int first_, second_;  // groups of the pair; where there is one, the first
   const int ranks_, rank_;
   const Slices slices_;

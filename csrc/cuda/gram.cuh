@@ -14,21 +14,25 @@ struct GramShape {
   static constexpr int kBand = 8;  // rows that begin with the same column
   int groups;                      // that the tokens are cut into, whose pairs are multiplied one by one; or one
   int size;                        // tokens of a group; of several, whole bands, and swizzled rows of a tile
-  int pitch;                       // columns of the first row, whole vectors of four
+  int longest;                     // vectors of four columns that the first row has
 
   __host__ __device__ explicit GramShape(int n) {
     constexpr int kMost = kGramTokens / 2 / kBand * kBand;
     groups = n > kGramTokens ? ceil_div(n, kMost) : 1;
     size = groups > 1 ? ceil_div(ceil_div(n, groups), kBand) * kBand : n;
-    pitch = ceil_div(n, 4) * 4;
+    longest = ceil_div(n, 4);
   }
   __host__ __device__ static int first_column(int i) { return i / kBand * kBand; }
-  // Place of row i's column 0, which may not be there.
-  __host__ __device__ int at(int i) const {
-    const int first = first_column(i);
-    return first * pitch - first * (first - kBand) / 2 + (i - first) * (pitch - first) - first;
+  static_assert(kBand == 8);  // a band's rows are two vectors shorter than those of the one before
+  // Vectors in a row of a band, and in all rows before row i.
+  __host__ __device__ static int vectors_in(int band, int longest) { return longest - 2 * band; }
+  __host__ __device__ static int vectors_before(int i, int longest) {
+    const int band = i / kBand;
+    return kBand * band * (longest + 1 - band) + i % kBand * vectors_in(band, longest);
   }
-  __host__ __device__ int floats() const { return at(pitch - 1) + pitch; }  // of a frame
+  // Place of row i's column 0, which may not be there.
+  __host__ __device__ int at(int i) const { return 4 * vectors_before(i, longest) - first_column(i); }
+  __host__ __device__ int floats() const { return 4 * vectors_before(4 * longest, longest); }  // of a frame
   // Products are made for a pair of groups at a time.
   __host__ __device__ int pairs() const { return groups == 1 ? 1 : groups * (groups - 1) / 2; }
   __host__ __device__ int pair_rows() const { return groups == 1 ? size : 2 * size; }
@@ -64,13 +68,13 @@ class GramVectors {
     i += i < gap_at_ ? begin_ : gap_;
     int band = 0, length = longest_;
     if (by_bands_) {
-      // A band begins where 8 band (longest + 1 - band) vectors have gone before: the smaller root, but for rounding.
+      // The smaller root of vectors_before, but for rounding.
       const float half = 0.5f * (longest_ + 1);
       band = static_cast<int>(half - approximate_root(fmaxf(half * half - i * (1.0f / GramShape::kBand), 0.0f)));
       if (before_band(band) > i) --band;
       if (before_band(band + 1) <= i) ++band;
       i -= before_band(band);
-      length = length_in(band);
+      length = GramShape::vectors_in(band, longest_);
     }
     const int row = static_cast<int>(__fdividef(i + 0.5f, static_cast<float>(length)));
     const int first = band * GramShape::kBand;
@@ -83,14 +87,12 @@ class GramVectors {
     asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
     return root;
   }
-  __device__ __forceinline__ int length_in(int band) const { return longest_ - band * (GramShape::kBand / 4); }
-  __device__ __forceinline__ int before_band(int band) const { return GramShape::kBand * band * (longest_ + 1 - band); }
-  static_assert(GramShape::kBand == 8);  // a band is two vectors shorter than the one before
+  __device__ __forceinline__ int before_band(int band) const {
+    return GramShape::vectors_before(band * GramShape::kBand, longest_);
+  }
   __device__ __forceinline__ int before(int row) const {
     row = min(row, rows_);
-    if (!by_bands_) return row * longest_;
-    const int band = row / GramShape::kBand;
-    return before_band(band) + row % GramShape::kBand * length_in(band);
+    return by_bands_ ? GramShape::vectors_before(row, longest_) : row * longest_;
   }
 
   bool by_bands_;

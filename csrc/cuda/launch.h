@@ -132,27 +132,4 @@ inline Sharing best_sharing(const DeviceLimits& limits, int64_t units, int block
   return best;
 }
 
-// The same for a kernel of which as many blocks fit on a multiprocessor as the device says.
-template <auto kKernel>
-cudaError_t choose_cluster(int64_t units, int threads, size_t shared_bytes, const UnitCost& cost, int& cluster) {
-  static std::atomic<uint64_t> cache{0};  // of the last device and shared_bytes: blocks that fit on a multiprocessor
-  cluster = 1;
-  DeviceLimits limits;
-  FASTVID_RETURN_IF_FAILED(device_limits(limits));
-  if (!limits.clusters) return cudaSuccess;
-  int device;
-  FASTVID_RETURN_IF_FAILED(cudaGetDevice(&device));
-  const uint64_t key = static_cast<uint64_t>(device + 1) << 32 | shared_bytes;
-  uint64_t packed = cache.load(std::memory_order_relaxed);
-  if (packed >> 8 != key) {
-    FASTVID_RETURN_IF_FAILED(raise_shared_bytes<kKernel>(limits));
-    int blocks;
-    FASTVID_RETURN_IF_FAILED(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared_bytes));
-    packed = key << 8 | static_cast<uint64_t>(std::max(1, blocks));
-    cache.store(packed, std::memory_order_relaxed);
-  }
-  cluster = best_sharing(limits, units, static_cast<int>(packed & 0xff), cost).cluster;
-  return cudaSuccess;
-}
-
 }  // namespace fastvid

@@ -96,14 +96,12 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
     return AssignTile{rows, std::min(centers, most_centers<T>(rows))};
   };
   const auto launch_tile = [&](auto most, const AssignTile& tile) {
-    constexpr auto kKernel = assign_kernel<T, most()>;
     const int units = tokens.frames * parts;
     const size_t shared_bytes = assign_stages(most()) * tile.bytes();
     const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
-    int cluster;
-    FASTVID_RETURN_IF_FAILED(choose_cluster<kKernel>(units, kAssignThreads, shared_bytes, cost, cluster));
+    const int cluster = limits.clusters ? best_sharing(limits, units, 1, cost).cluster : 1;
     const int64_t clusters = std::min<int64_t>(units, resident_clusters(limits, 1, cluster));
-    return launch<kKernel>(
+    return launch<assign_kernel<T, most()>>(
         {dim3(clusters * cluster), kAssignThreads, shared_bytes, cluster, stream},
         AssignWork<T>{tokens, plan, centers, candidates, assignments, output, merge_centers, pass, parts, tile});
   };
