@@ -9,6 +9,7 @@
 #include "block.cuh"
 #include "cluster.cuh"
 #include "emit.cuh"
+#include "gram.cuh"
 #include "pipeline.h"
 #include "wgmma.cuh"
 
@@ -67,6 +68,7 @@ struct AssignWork {
   FramePlan plan;
   Centers centers;
   Candidates candidates;
+  Products products;
   Assignments assignments;
   Output<T> output;
   bool merge_centers;
@@ -88,8 +90,8 @@ struct AssignState {
 };
 
 // One block of assign_kernel. The blocks of a cluster share the channels of a part of a frame's tokens, at most
-// tile.rows; these are compared with up to kCenters centres a turn.
-template <typename T, int kCenters>
+// tile.rows; these are compared with up to kCenters centres a turn. kLooksUp: products are given.
+template <typename T, int kCenters, bool kLooksUp>
 class AssignBlock {
  public:
   __device__ __forceinline__ AssignBlock(const AssignWork<T>& work, unsigned char* stages, AssignState<kCenters>& state)
@@ -116,17 +118,28 @@ class AssignBlock {
     while (turn.part.unit < num_units()) {
       part_ = turn.part;
       list_centers(turn, center);
-      for (int slice = 0; slice < kAhead; ++slice) {
+      const bool multiplies = has_to_multiply(turn);
+      for (int slice = 0; multiplies && slice < kAhead; ++slice) {
         if (slice >= started) start_tokens(part_, slice);
         start_centers(slice);
       }
       num_kept_ = 0;
       if (turn.index == 0) list_tokens(turn.record, token);  // while they come
-      multiply_centers(turn.num_centers);
+      if (multiplies) {
+        multiply_centers(turn.num_centers);
+      } else {
+        drop_tokens();
+      }
       const Turn next = turn_after(turn);
       for (int slice = 0; slice < prefetched; ++slice) start_tokens(next.part, slice);
       started = prefetched;
-      add_up(turn.num_centers);
+      if (multiplies) {
+        add_up(turn.num_centers);
+      } else {
+        look_up_scores(turn);
+        copy_kept();
+        __syncthreads();
+      }
       center = load_center(next);
       token = load_token(next);
       choose(turn);
@@ -134,7 +147,7 @@ class AssignBlock {
         fill_rest(work_.output, work_.plan.totals->rows, part_.frame, work_.tokens.frames, rank_, ranks_);
       }
       __syncthreads();
-      cluster_wait();  // tiles follow where the scores are, which peers have read
+      if (multiplies) cluster_wait();  // tiles follow where the scores are, which peers have read
       turn = next;
     }
     wait_copies<0>();
@@ -199,6 +212,14 @@ class AssignBlock {
     next.first_center += turn.num_centers;
     next.num_centers = ceil_div(next.end_center - next.first_center, next.count - next.index);
     return next;
+  }
+
+  // Not where there are no centres, nor where the frame is its segment's only anchor frame, so that the centres are its
+  // own and the products known.
+  __device__ __forceinline__ bool has_to_multiply(const Turn& turn) const {
+    const FrameRecord& record = turn.record;
+    const bool known = record.own_anchor == 0 && record.end_anchor - record.first_anchor == 1;
+    return !kLooksUp || (turn.num_centers > 0 && !known);
   }
 
   // Slices of a turn begin behind the stages that the scores of the one before it take.
@@ -304,11 +325,53 @@ class AssignBlock {
   }
   // A slice of the rows that are kept as they are.
   __device__ __forceinline__ void write_kept(int slice) const {
-    for (int i = copy_row_; i < num_kept_; i += kAssignCopyStep) {
+    const unsigned char* const tile = stages_ + stage_at(slice);
+    const int channel = first_channel_ + slice * kSliceChannels<T>;
+    const auto visit = [&](auto&& write) {
+#pragma unroll 1
+      for (int i = copy_row_; i < num_kept_; i += kAssignCopyStep) {
+        const KeptRow kept = state_.kept_rows[i];
+        write(work_.output.row(kept.output_row),
+              *reinterpret_cast<const Vector<T>*>(tile + tile_offset(kept.row, chunk_)));
+      }
+    };
+    // Apart, as otherwise what single elements need would be worked out for vectors as well.
+    if (work_.output.channels % Vector<T>::kSize != 0) {
+      visit([&](T* row, const Vector<T>& value) { write_vector(row, work_.output.channels, channel, value); });
+    } else if (is_within(slice)) {
+      visit([&](T* row, const Vector<T>& value) { *reinterpret_cast<Vector<T>*>(row + channel) = value; });
+    }
+  }
+
+  // In place of products: tokens on their way must not come later. A barrier of the block.
+  __device__ __forceinline__ void drop_tokens() const {
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+  }
+  // The scores of this block's tokens with centres of their frame. A barrier has to follow.
+  __device__ __forceinline__ void look_up_scores(const Turn& turn) const {
+    const OwnTokens own = own_tokens();
+    const GramShape shape(work_.tokens.per_frame);
+    const float* const products =
+        work_.products.rows + work_.products.place(part_.frame, turn.record.first_anchor) * shape.floats();
+#pragma unroll 1
+    for (int unit = threadIdx.x; unit < turn.num_centers * own.count; unit += kAssignThreads) {
+      const int c = unit / own.count, row = own.first + unit - c * own.count, token = part_.first_token + row;
+      const int center = max(state_.centers[c].row - part_.frame * work_.tokens.per_frame, 0);  // of none, any score
+      scores()[c * work_.tile.pitch() + row] = products[shape.at(min(token, center)) + max(token, center)];
+    }
+  }
+  // This block's channels of all rows that are kept as they are.
+  __device__ __forceinline__ void copy_kept() const {
+    const int vectors = slices_.count * 8, first_row = part_.frame * work_.tokens.per_frame + part_.first_token;
+#pragma unroll 1
+    for (int unit = threadIdx.x; unit < num_kept_ * vectors; unit += kAssignThreads) {
+      const int i = unit / vectors, channel = (slices_.first * 8 + unit - i * vectors) * Vector<T>::kSize;
+      if (channel >= work_.tokens.channels) continue;
       const KeptRow kept = state_.kept_rows[i];
-      const unsigned char* const from = stages_ + stage_at(slice) + tile_offset(kept.row, chunk_);
-      write_vector(work_.output.row(kept.output_row), work_.output.channels, first_channel_ + slice * kSliceChannels<T>,
-                   *reinterpret_cast<const Vector<T>*>(from));
+      write_vector(work_.output.row(kept.output_row), work_.output.channels, channel,
+                   *reinterpret_cast<const Vector<T>*>(work_.tokens.row(first_row + kept.row) + channel));
     }
   }
 
@@ -316,7 +379,7 @@ class AssignBlock {
   // inner loop. Rows past the last token or centre hold what they will: nothing comes of their scores.
   template <int kBlocks, int kColumns>
   __device__ __forceinline__ void multiply(int num_centers) {
-    const int rows = work_.tile.rows, half = half_of_part(), group_row = threadIdx.x / kWarpgroup * half;
+    const int rows = work_.tile.rows, half = half_of_part(), group_row = uniform(threadIdx.x / kWarpgroup) * half;
     const uint32_t first_stage = shared_address(stages_);
     float sums[kBlocks][kColumns][4] = {};
     if constexpr (kByParts<T>) {

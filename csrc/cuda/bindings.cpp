@@ -238,6 +238,10 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   FASTVID_RETURN_IF_FAILED(density_peaks_floats(frames, n, estimate.anchors, peaks_floats));
   bool gram_of_all = false;
   if (!frame_features) FASTVID_RETURN_IF_FAILED(gram_makes_features<T>(n, gram_of_all));
+  // Where segments should have one anchor frame each, products are wanted until the tokens are assigned, if keeping
+  // them takes little memory. Otherwise the assignments take their place.
+  const bool keeps_products =
+      int64_t{estimate.segments} * params.budget.anchor_stride >= frames && anchors <= kMergeAnchors / 2;
 
   FramePlan plan;
   Centers centers{};
@@ -257,10 +261,15 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
     centers.counts = workspace.take<unsigned long long>(output.capacity);
     centers.flags = workspace.take<uint8_t>(rows);
     peaks_workspace = workspace.take<float>(peaks_floats);
-    // The products are done with when the assignments come.
     assignments.pitch = assignment_pitch(rows);
-    gram = workspace.take<float>(std::max<int64_t>(gram_floats(n) * frames, (assignments.pitch * anchors + 1) / 2));
-    assignments.table = reinterpret_cast<uint16_t*>(gram);
+    const int64_t gram_size = gram_floats(n) * frames, table_size = assignments.pitch * anchors;
+    if (keeps_products) {
+      gram = workspace.take<float>(gram_size);
+      assignments.table = workspace.take<uint16_t>(table_size);
+    } else {
+      gram = workspace.take<float>(std::max(gram_size, (table_size + 1) / 2));
+      assignments.table = reinterpret_cast<uint16_t*>(gram);
+    }
   });
   ranking.center_flags = centers.flags;
   kept = &plan.totals->rows;
@@ -292,12 +301,12 @@ cudaError_t run_prune(const Tensor& tokens, const Tensor& saliency, const MaybeT
   peaks.planned = true;
   peaks.plan = plan;
   peaks.centers = centers;
-  peaks.gram = gram;
-  peaks.gram_of_all = gram_of_all;
+  peaks.products = {gram, gram_of_all};
   FASTVID_RETURN_IF_FAILED(launch_density_peaks(peaks, peaks_workspace, stream));
   for (int pass = 0; pass < passes; ++pass) {
-    FASTVID_RETURN_IF_FAILED(
-        launch_assign(input.view, plan, centers, candidates, assignments, output, params.merge_centers, pass, stream));
+    FASTVID_RETURN_IF_FAILED(launch_assign(input.view, plan, centers, candidates,
+                                           keeps_products ? peaks.products : Products{}, assignments, output,
+                                           params.merge_centers, pass, stream));
     FASTVID_RETURN_IF_FAILED(
         launch_merge(input.view, plan, centers, assignments, output, params.merge_floor, pass, max_items, stream));
   }
@@ -441,7 +450,7 @@ void density_peaks(const char* op, const Tensor& tokens, const MaybeTensor& mask
     peaks.frames = frames;
     peaks.per_frame = n;
     peaks.inverse_channels = 1.0f / input.channels;
-    peaks.gram = gram;
+    peaks.products.rows = gram;
     peaks.candidates.mask = dense_mask ? static_cast<const uint8_t*>(dense_mask->const_data_ptr()) : nullptr;
     peaks.candidates.per_frame = n;
     configure(peaks);
@@ -514,7 +523,7 @@ cudaError_t run_scatter_merge(const Tensor& tokens, const Tensor& center_tokens,
       input.view, static_cast<const int64_t*>(center_tokens.const_data_ptr()), per_frame, plan, centers, stream));
   const Output<T> output{merged, input.channels, nullptr, nullptr, 0};
   FASTVID_RETURN_IF_FAILED(
-      launch_assign(input.view, plan, centers, candidates, assignments, output, merge_centers, 0, stream));
+      launch_assign(input.view, plan, centers, candidates, {}, assignments, output, merge_centers, 0, stream));
   return launch_merge(input.view, plan, centers, assignments, output, merge_floor, 0, max_items, stream);
 }
 

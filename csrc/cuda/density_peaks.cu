@@ -98,7 +98,7 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   }
   cluster_sync();  // all blocks have started, so that others may write to them
   // The plan and the candidates are older than the kernel before this one, unless that made the plan.
-  if (peaks.gram_of_all) wait_for_predecessor();
+  if (peaks.products.of_all) wait_for_predecessor();
   const int frames = peaks.planned ? peaks.plan.totals->anchors : peaks.frames;
   const auto takes_part = [&](int frame, int t) { return t < n && peaks.candidates(frame, t); };
   int item = cluster, frame = 0;
@@ -112,8 +112,8 @@ __global__ __launch_bounds__(kPeaksThreads, kPeaksBlocksPerMultiprocessor) void 
   wait_for_predecessor();
   for (int turn = 0; item < frames; ++turn) {
     if (rows.first < rows.end) {
-      const int64_t place = peaks.gram_of_all ? frame : item;
-      load_products<kRowsShared>(peaks.gram + place * shape.floats(), shape, n, rows, state.norms);
+      const float* const products = peaks.products.rows + peaks.products.place(frame, item) * shape.floats();
+      load_products<kRowsShared>(products, shape, n, rows, state.norms);
     }
     const int num_candidates = mark_candidates(n, state, first_takes_part, [&](int t) { return takes_part(frame, t); });
     wait_copies<0>();

@@ -124,7 +124,7 @@ struct SegmentParams {
   float threshold;   // tau
   int min_segments;  // c
 };
-inline int64_t plan_scratch(int64_t frames) { return 8 * frames + 8; }
+inline int64_t plan_scratch(int64_t frames) { return 9 * frames + 8; }
 // num_salient and num_context of frames whose segments are given.
 cudaError_t launch_plan(const int* segment_ids, const float* similarity, int frames, const BudgetParams& params,
                         const FramePlan& plan, int* num_salient, int* num_context, cudaStream_t stream);
@@ -145,6 +145,15 @@ template <typename T>
 cudaError_t launch_gram(const Tokens<T>& tokens, const FramePlan* plan, int expected, float* gram,
                         const FrameFeatures& features, cudaStream_t stream);
 
+// What launch_gram leaves.
+struct Products {
+  const float* rows = nullptr;  // (gram.cuh), of one frame after the other
+  bool of_all = false;          // of all frames, or of the anchor frames
+
+  // Place of an anchor frame, the item-th of them.
+  __device__ __forceinline__ int64_t place(int frame, int item) const { return of_all ? frame : item; }
+};
+
 // ---- density_peaks.cu
 struct DensityPeaks {
   int frames, per_frame;   // T, N
@@ -160,9 +169,7 @@ struct DensityPeaks {
   Centers centers;
   int num_peaks;
   int64_t* peaks;  // (B, num_peaks) or null
-  // Products of the frames that are worked on, in their order, or of all frames.
-  const float* gram;
-  bool gram_of_all;
+  Products products;
 };
 // Floats of a frame's products, and of what launch_density_peaks needs in device memory besides, for as many anchor
 // frames as are to be expected.
@@ -191,11 +198,12 @@ struct Output {
 
   __device__ __forceinline__ T* row(int index) const { return rows + static_cast<int64_t>(index) * channels; }
 };
-// Also writes the rows that are kept as they are, and what is said of all kept rows.
+// Also writes the rows that are kept as they are, and what is said of all kept rows. Products, if given, are looked up
+// where they have all that is wanted of a frame.
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                          bool merge_centers, int pass, cudaStream_t stream);
+                          const Candidates& candidates, const Products& products, const Assignments& assignments,
+                          const Output<T>& output, bool merge_centers, int pass, cudaStream_t stream);
 // The plan of the op scatter_merge: every frame is a segment with one anchor frame, itself, and given centres.
 template <typename T>
 cudaError_t launch_scatter_merge_plan(const Tokens<T>& tokens, const int64_t* center_tokens, int centers_per_frame,

@@ -20,6 +20,7 @@ struct PlanScratch {
   int* starts;       // (T+1,) first frame of each segment
   int* runs_before;  // (T+1,) runs of similar frames that end before the frame (thinning); then items of each segment
   int* salient;
+  int* rows_before;     // kept rows of the frames before
   int* centers_before;  // (T+1,)
   int* anchors_before;  // (T+1,)
   int* anchors;         // as in FramePlan
@@ -30,7 +31,8 @@ struct PlanScratch {
         starts(cuts + frames),
         runs_before(starts + frames + 1),
         salient(runs_before + frames + 1),
-        centers_before(salient + frames),
+        rows_before(salient + frames),
+        centers_before(rows_before + frames),
         anchors_before(centers_before + frames + 1),
         anchors(anchors_before + frames + 1),
         similarity(reinterpret_cast<float*>(anchors + frames)) {}
@@ -56,7 +58,7 @@ __device__ __forceinline__ void for_each_item(const PlanScratch& scratch, int be
 }
 
 // Fills the plan from scratch.cuts. Prefix sums over the frames give the places of the segments (and of the runs that
-// thinning leaves), the offsets of rows and centres, and the places of the items.
+// thinning leaves), and the offsets of rows and centres.
 __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames, const BudgetParams& params,
                                           const FramePlan& plan) {
   __shared__ Counts of_warps[kPlanThreads / kWarp];
@@ -102,10 +104,10 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
         before + block_scan({budget.salient + budget.context, budget.context, budget.context > 0}, total, of_warps);
     if (f < frames) {
       scratch.salient[f] = budget.salient;
+      scratch.rows_before[f] = place.a;
       scratch.centers_before[f] = place.b;
       scratch.anchors_before[f] = place.c;
       if (budget.context > 0) plan.anchors[place.c] = scratch.anchors[place.c] = f;
-      plan.records[f].row_offset = place.a;
     }
     before = before + total;
   }
@@ -118,44 +120,40 @@ __device__ __forceinline__ void make_plan(const PlanScratch& scratch, int frames
 
   // Items of the longest segments come first: what is merged last should not be what takes longest.
   int* const items_of = scratch.runs_before;  // by segment
-  int num_items = 0;
-  for (int base = 0; base < frames; base += blockDim.x) {
-    const int f = base + threadIdx.x;
-    int count = 0;
-    if (f < frames) {
-      const int begin = scratch.starts[scratch.cuts[f]], end = scratch.starts[scratch.cuts[f] + 1];
-      FrameRecord& record = plan.records[f];
-      record.segment_begin = begin;
-      record.segment_end = end;
-      record.first_anchor = scratch.anchors_before[begin];
-      record.end_anchor = scratch.anchors_before[end];
-      record.first_center = scratch.centers_before[begin];
-      record.end_center = scratch.centers_before[end];
-      record.num_salient = scratch.salient[f];
-      record.num_context = scratch.centers_before[f + 1] - scratch.centers_before[f];
-      record.center_offset = scratch.centers_before[f];
-      record.own_anchor = record.num_context > 0 ? scratch.anchors_before[f] - record.first_anchor : -1;
-      if (f == begin) {
-        for_each_item(scratch, begin, end, [&](const MergeItem&) { ++count; });
-        items_of[scratch.cuts[f]] = count;
-      }
+  for (int f = threadIdx.x; f < frames; f += blockDim.x) {
+    const int begin = scratch.starts[scratch.cuts[f]], end = scratch.starts[scratch.cuts[f] + 1];
+    FrameRecord record{};
+    record.segment_begin = begin;
+    record.segment_end = end;
+    record.first_anchor = scratch.anchors_before[begin];
+    record.end_anchor = scratch.anchors_before[end];
+    record.first_center = scratch.centers_before[begin];
+    record.end_center = scratch.centers_before[end];
+    record.num_salient = scratch.salient[f];
+    record.num_context = scratch.centers_before[f + 1] - scratch.centers_before[f];
+    record.row_offset = scratch.rows_before[f];
+    record.center_offset = scratch.centers_before[f];
+    record.own_anchor = record.num_context > 0 ? scratch.anchors_before[f] - record.first_anchor : -1;
+    plan.records[f] = record;
+    if (f == begin) {
+      int count = 0;
+      for_each_item(scratch, begin, end, [&](const MergeItem&) { ++count; });
+      items_of[scratch.cuts[f]] = count;
     }
-    Counts total;
-    block_scan({count, 0, 0}, total, of_warps);
-    num_items += total.a;
   }
   __syncthreads();
   const int segments = scratch.cuts[frames - 1] + 1;
   for (int s = threadIdx.x; s < segments; s += blockDim.x) {
     const int begin = scratch.starts[s], end = scratch.starts[s + 1];
-    int place = 0;
+    int items = 0, place = 0;
     for (int other = 0; other < segments; ++other) {
-      const int length = scratch.starts[other + 1] - scratch.starts[other];
-      if (ranks_before(length, other, end - begin, s)) place += items_of[other];
+      const int length = scratch.starts[other + 1] - scratch.starts[other], count = items_of[other];
+      items += count;
+      if (ranks_before(length, other, end - begin, s)) place += count;
     }
     for_each_item(scratch, begin, end, [&](const MergeItem& item) { plan.items[place++] = item; });
+    if (s == 0) *plan.totals = {sums.c, items, sums.a};
   }
-  if (threadIdx.x == 0) *plan.totals = {sums.c, num_items, sums.a};
 }
 
 // num_salient and num_context of frames whose segments are given. Grid: one block; a few bytes a frame.
@@ -186,11 +184,14 @@ __global__ __launch_bounds__(kPlanThreads) void segment_and_plan_kernel(
   extern __shared__ __align__(16) int shared[];
   wait_for_predecessor();
   if (blockIdx.x > 0) {
-    rank_tokens(ranking, blockIdx.x - 1, shared);
+    const int frame = blockIdx.x - 1;
+    rank_tokens(ranking, frame, shared);
+    const int64_t all = max_centers;
+    const int end = all * (frame + 1) / frames;
+    for (int c = all * frame / frames + threadIdx.x; c < end; c += blockDim.x) centers.counts[c] = 0;
     return;
   }
   const PlanScratch scratch(frames > kSharedPlanFrames ? plan.scratch : shared, frames);
-  for (int c = threadIdx.x; c < max_centers; c += blockDim.x) centers.counts[c] = 0;
   for (int p = threadIdx.x; p < passes; p += blockDim.x) plan.tickets[p] = 0;
   for_each_cut(similarity, frames, segments.videos, segments.threshold, segments.min_segments, scratch.salient,
                [&](int f, bool cut) {

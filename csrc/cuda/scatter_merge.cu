@@ -16,13 +16,14 @@ constexpr int kStaticSharedBytes = sizeof(AssignState<kManyCenters>);  // at mos
 // The centre of every token, per anchor frame of its segment; counts tokens per centre. Writes the rows that prune
 // keeps as they are on their way.
 // Grid: clusters that take parts of frames in turn; the blocks of a cluster share the channels. Memory: reads all
-// tokens once per kCenters centres of a segment, and the centres once per part of a frame, out of L2. Limit: memory
-// bandwidth.
-template <typename T, int kCenters>
+// tokens once per kCenters centres of a segment, and the centres once per part of a frame, out of L2. With kLooksUp,
+// frames that are their segment's only anchor frame are not read again: products with their centres are known. Limit:
+// memory bandwidth.
+template <typename T, int kCenters, bool kLooksUp>
 __global__ __launch_bounds__(kAssignThreads, 1) void assign_kernel(const __grid_constant__ AssignWork<T> work) {
   extern __shared__ __align__(kTileAlignment) unsigned char stages[];
   __shared__ AssignState<kCenters> state;
-  AssignBlock<T, kCenters>(work, stages, state).run();
+  AssignBlock<T, kCenters, kLooksUp>(work, stages, state).run();
 }
 
 // Merged rows of all centres.
@@ -85,8 +86,8 @@ __global__ __launch_bounds__(kPlanThreads) void scatter_merge_plan_kernel(const 
 
 template <typename T>
 cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const Centers& centers,
-                          const Candidates& candidates, const Assignments& assignments, const Output<T>& output,
-                          bool merge_centers, int pass, cudaStream_t stream) {
+                          const Candidates& candidates, const Products& products, const Assignments& assignments,
+                          const Output<T>& output, bool merge_centers, int pass, cudaStream_t stream) {
   DeviceLimits limits;
   FASTVID_RETURN_IF_FAILED(device_limits(limits));
   const int available = limits.shared_bytes - kStaticSharedBytes;
@@ -95,15 +96,16 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
     const int rows = ceil_div(ceil_div(tokens.per_frame, parts), 16) * 16;
     return AssignTile{rows, std::min(centers, most_centers<T>(rows))};
   };
-  const auto launch_tile = [&](auto most, const AssignTile& tile) {
+  const auto launch_tile = [&](auto most, auto looks_up, const AssignTile& tile) {
     const int units = tokens.frames * parts;
     const size_t shared_bytes = assign_stages(most()) * tile.bytes();
     const UnitCost cost{ceil_div(tokens.row_bytes(), kTileRowBytes), 6.0, 1.0};
     const int cluster = limits.clusters ? best_sharing(limits, units, 1, cost).cluster : 1;
     const int64_t clusters = std::min<int64_t>(units, resident_clusters(limits, 1, cluster));
-    return launch<assign_kernel<T, most()>>(
+    return launch<assign_kernel<T, most(), looks_up()>>(
         {dim3(clusters * cluster), kAssignThreads, shared_bytes, cluster, stream},
-        AssignWork<T>{tokens, plan, centers, candidates, assignments, output, merge_centers, pass, parts, tile});
+        AssignWork<T>{tokens, plan, centers, candidates, products, assignments, output, merge_centers, pass, parts,
+                      tile});
   };
   AssignTile tile = part_tile(kFewCenters);
   const auto fits = [&](int most) { return assign_stages(most) * tile.bytes() <= available; };
@@ -111,7 +113,9 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
   const bool few = most_centers<T>(tile.rows) == kFewCenters ||
                    plan.estimate.centers / plan.estimate.segments <= kFewCenters * 3 / 4;
   if (few && fits(kFewCenters)) {
-    return launch_tile(std::integral_constant<int, kFewCenters>{}, tile);
+    constexpr std::integral_constant<int, kFewCenters> kFew;
+    return products.rows != nullptr ? launch_tile(kFew, std::true_type{}, tile)
+                                    : launch_tile(kFew, std::false_type{}, tile);
   }
   // All centres of most segments at once, where that leaves the frame whole.
   tile = part_tile(kManyCenters);
@@ -120,7 +124,7 @@ cudaError_t launch_assign(const Tokens<T>& tokens, const FramePlan& plan, const 
     ++parts;
     tile = part_tile(tile.centers);
   }
-  return launch_tile(std::integral_constant<int, kManyCenters>{}, tile);
+  return launch_tile(std::integral_constant<int, kManyCenters>{}, std::false_type{}, tile);
 }
 
 template <typename T>
@@ -162,12 +166,12 @@ cudaError_t launch_merge(const Tokens<T>& tokens, const FramePlan& plan, const C
               : launch_stages(std::integral_constant<int, kFewMergeStages>{});
 }
 
-#define FASTVID_INSTANTIATE(T)                                                                              \
-  template cudaError_t launch_scatter_merge_plan(const Tokens<T>&, const int64_t*, int, const FramePlan&,   \
-                                                 const Centers&, cudaStream_t);                             \
-  template cudaError_t launch_assign(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&, \
-                                     const Assignments&, const Output<T>&, bool, int, cudaStream_t);        \
-  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Assignments&, \
+#define FASTVID_INSTANTIATE(T)                                                                                        \
+  template cudaError_t launch_scatter_merge_plan(const Tokens<T>&, const int64_t*, int, const FramePlan&,             \
+                                                 const Centers&, cudaStream_t);                                       \
+  template cudaError_t launch_assign(const Tokens<T>&, const FramePlan&, const Centers&, const Candidates&,           \
+                                     const Products&, const Assignments&, const Output<T>&, bool, int, cudaStream_t); \
+  template cudaError_t launch_merge(const Tokens<T>&, const FramePlan&, const Centers&, const Assignments&,           \
                                     const Output<T>&, float, int, int, cudaStream_t);
 FASTVID_INSTANTIATE(float)
 FASTVID_INSTANTIATE(__half)
