@@ -83,6 +83,10 @@ SHAPES = {
     "65_centers_a_frame": ((5, 130, 48), {**ONE_SEGMENT, "retention_ratio": 0.5, "context_ratio": 1.0}),
     "300_centers_a_frame": ((2, 600, 32), {**ONE_SEGMENT, "retention_ratio": 0.5, "context_ratio": 1.0}),
     "single_frame_segments": ((50, 30, 32), {"segment_threshold": 2.0}),
+    # Frames that are their segment's only anchor frame, where that is expected.
+    "one_anchor_a_segment": ((8, 196, 72), {}),
+    "one_anchor_of_many_centers": ((32, 600, 48), {"anchor_stride": 16}),
+    "one_anchor_and_none": ((12, 60, 40), {"thin_threshold": 0.95, "context_ratio": 0.0}),
     "many_frames": ((700, 8, 32), {"retention_ratio": 0.4}),
     "all_neighbors": ((6, 100, 64), {"num_neighbors": 2**40}),
     "long_stride": ((40, 20, 32), {**ONE_SEGMENT, "anchor_stride": 2**40}),
